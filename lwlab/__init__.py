@@ -1,0 +1,71 @@
+"""lwlab: a Jupyter-first laboratory for looking inside neural networks layer by layer.
+
+Everything below is imported on first use, so that `import lwlab` costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_LAZY: dict[str, str] = {
+    "load": "lwlab.models",
+    "wrap": "lwlab.models",
+    "Model": "lwlab.models",
+    "Tokens": "lwlab.models",
+    "Anatomy": "lwlab.models",
+    "cache": "lwlab.tracing",
+    "patch": "lwlab.tracing",
+    "ablate": "lwlab.tracing",
+    "grads": "lwlab.tracing",
+    "rules": "lwlab.tracing",
+    "chain": "lwlab.tracing",
+    "generate": "lwlab.tracing",
+    "logit_diff": "lwlab.tasks",
+    "claim": "lwlab.claims",
+    "save": "lwlab.results",
+    "open": "lwlab.results",
+}
+_MODULES = (
+    "attribution", "charts", "claims", "depth", "errors", "models", "results", "runs", "stats",
+    "tasks", "tracing", "widgets",
+)
+
+if TYPE_CHECKING:
+    from lwlab import (
+        attribution,
+        charts,
+        claims,
+        depth,
+        errors,
+        models,
+        results,
+        runs,
+        stats,
+        tasks,
+        tracing,
+        widgets,
+    )
+    from lwlab.claims import claim
+    from lwlab.models import Anatomy, Model, Tokens, load, wrap
+    from lwlab.results import open, save
+    from lwlab.tasks import logit_diff
+    from lwlab.tracing import ablate, cache, chain, generate, grads, patch, rules
+
+__all__ = ["__version__", *sorted(_LAZY), *_MODULES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"lwlab.{name}")
+    raise AttributeError(f"module 'lwlab' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,1 @@
+"""Attribution: which parts of a model an answer came from."""

@@ -1,0 +1,1 @@
+"""Depth: what each layer is for, and how many are needed."""
