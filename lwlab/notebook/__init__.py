@@ -1,0 +1,23 @@
+"""Notebook pairs: `<id>.py` (py:percent) is the source, `<id>.ipynb` is built from it."""
+
+from __future__ import annotations
+
+from lwlab.notebook.build import bake, build, freeze
+from lwlab.notebook.engine import Failure, Outcome, Progress, run_notebook
+from lwlab.notebook.gate import problems
+from lwlab.notebook.parameters import Parameter, parameters, validate
+from lwlab.notebook.source import (
+    DOOR,
+    Header,
+    file_stem,
+    load,
+    parse_header,
+    read_header,
+    source_hash,
+)
+
+__all__ = [
+    "DOOR", "Failure", "Header", "Outcome", "Parameter", "Progress", "bake", "build", "file_stem",
+    "freeze", "load", "parameters", "parse_header", "problems", "read_header", "run_notebook",
+    "source_hash", "validate",
+]  # fmt: skip

@@ -1,0 +1,220 @@
+"""Run one technique's notebook: checked parameters in, executed notebook, claims and record out."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lwlab import __version__
+from lwlab.claims import read_claims
+from lwlab.errors import BadInput, RunError, UnknownName
+from lwlab.notebook import (
+    Failure,
+    Header,
+    Parameter,
+    Progress,
+    bake,
+    file_stem,
+    load,
+    parameters,
+    parse_header,
+    run_notebook,
+    source_hash,
+    validate,
+)
+from lwlab.notebook.engine import quick_imports
+from lwlab.paths import write_atomic
+from lwlab.runs import registry
+from lwlab.runs.html import write_html
+
+LIBRARIES = ("torch", "nnsight", "transformers", "numpy", "xarray", "altair", "papermill")
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a notebook and the files it left."""
+
+    id: str
+    status: str
+    model: str
+    parameters: dict[str, Any]
+    seconds: float
+    peak_memory_mb: float
+    claims: list[dict[str, Any]]
+    failure: Failure | None
+    notebook: Path
+    html: Path | None
+    record: Path
+
+
+class NotebookFailed(RunError):
+    """A run that stopped before its end; `run` tells what is left of it."""
+
+    def __init__(self, message: str, run: Run) -> None:
+        super().__init__(message)
+        self.run = run
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run stopped by Ctrl-C; its kernel is gone, `run` tells what is left of it."""
+
+    def __init__(self, message: str, run: Run) -> None:
+        super().__init__(message)
+        self.run = run
+
+
+def execute(
+    target: str | Path,
+    params: Mapping[str, Any] | None = None,
+    out_dir: str | Path | None = None,
+    *,
+    timeout: float | None = None,
+    progress: Progress | None = None,
+    typed: bool = False,
+    html: bool = True,
+) -> Run:
+    """Execute a technique's notebook in a kernel of its own.
+
+    Parameters
+    ----------
+    target : id of a technique (`relp`), or path of a `.py` (py:percent) or `.ipynb` notebook.
+    params : values for the notebook's parameters, checked before anything starts.
+    out_dir : folder for the results; by default `./lwlab-runs/<id>/<date-time>`.
+    timeout : seconds for the whole run.
+    progress : called before each cell with its index, the number of cells and the section.
+    typed : True if `params` holds text from a command line, to be read by each parameter's type.
+    html : also write the notebook as a self-contained page.
+
+    Returns
+    -------
+    Run
+        With the executed notebook, its page, its claims and the path of `run.json` (versions,
+        parameters, seconds, peak megabytes of the kernel, claims).
+
+    Raises
+    ------
+    UnknownName, BadInput
+        Before running: no such technique or parameter, or a value of the wrong type.
+    NotebookFailed
+        A cell failed, the kernel died or the time was up; the message shows the cell.
+    Interrupted
+        Ctrl-C. In both cases the partial notebook and the record are kept.
+    """
+    quick_imports()
+    import nbformat
+
+    header, nb = _open(target)
+    declared = parameters(nb)
+    if params and declared is None:
+        raise BadInput(f"{header.id} has no cell tagged 'parameters', so it takes no parameters.")
+    given = validate(declared or [], params or {}, typed=typed)
+    folder = Path(out_dir) if out_dir is not None else _fresh_folder(header.id)
+    folder.mkdir(parents=True, exist_ok=True)
+    notebook = folder / f"{file_stem(header.id)}.ipynb"
+    digest, started = source_hash(nb), datetime.now(UTC)
+
+    outcome = run_notebook(nb, notebook, parameters=given, timeout=timeout, progress=progress)
+    done = nbformat.read(notebook, as_version=4)
+    nbformat.write(bake(done), notebook)
+    page = write_html(done, notebook.with_suffix(".html"), header.title) if html else None
+    values = _effective(declared or [], given)
+    run = Run(
+        id=header.id, status=outcome.status, model=str(values.get("model", header.model)),
+        parameters=values, seconds=outcome.seconds, peak_memory_mb=outcome.peak_memory_mb,
+        claims=read_claims(done), failure=outcome.failure, notebook=notebook, html=page,
+        record=folder / "run.json",
+    )  # fmt: skip
+    _write_record(run, header, digest, started)
+    if outcome.status == "interrupted":
+        raise Interrupted(_explain(run), run)
+    if outcome.failure is not None:
+        raise NotebookFailed(_explain(run), run)
+    return run
+
+
+def _open(target: str | Path) -> tuple[Header, Any]:
+    """Return the header and the content of a notebook; files need no header of their own."""
+    path = Path(target).expanduser()
+    if path.suffix not in (".py", ".ipynb"):
+        technique = registry.find(str(target))
+        return technique.header, load(technique.source)
+    if not path.is_file():
+        raise UnknownName(f"there is no notebook {path}.")
+    if path.suffix == ".py":
+        nb = load(path)
+    else:
+        import nbformat
+
+        try:
+            nb = nbformat.read(path, as_version=4)
+        except (ValueError, AttributeError) as e:
+            raise BadInput(f"{path} cannot be read as a notebook: {e}") from None
+    fields = nb.metadata.get("lwlab")
+    id = path.stem.replace("_", "-")
+    return (parse_header(fields, path.name) if fields else Header(id=id, title=path.stem)), nb
+
+
+def _fresh_folder(id: str) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    base = Path.cwd() / "lwlab-runs" / id
+    for suffix in ("", *(f"-{i}" for i in range(2, 100))):
+        folder = base / f"{stamp}{suffix}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise RunError(f"{base} has a hundred runs of this second; pass out_dir.")
+
+
+def _effective(declared: list[Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
+    return {p.name: given.get(p.name, p.default) for p in declared}
+
+
+def _write_record(run: Run, header: Header, digest: str, started: datetime) -> None:
+    versions = {"lwlab": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    failure = asdict(run.failure) if run.failure else None
+    if failure:
+        failure["traceback"] = _ANSI.sub("", failure["traceback"])
+    record = {
+        "id": run.id, "title": header.title, "family": header.family, "paper": header.paper,
+        "status": run.status, "model": run.model, "parameters": run.parameters,
+        "seed": run.parameters.get("seed"), "started": started.isoformat(timespec="seconds"),
+        "seconds": run.seconds, "peak_memory_mb": run.peak_memory_mb, "source_hash": digest,
+        "versions": versions, "platform": platform.platform(),
+        "threads": os.environ.get("OMP_NUM_THREADS"), "notebook": run.notebook.name,
+        "html": run.html.name if run.html else None, "failure": failure, "claims": run.claims,
+    }  # fmt: skip
+    write_atomic(run.record, json.dumps(record, indent=1, default=str) + "\n")
+
+
+def _explain(run: Run) -> str:
+    """Say which cell stopped the run, with the lines around the failing one."""
+    f = run.failure
+    assert f is not None
+    at = "before its first cell" if f.cell is None else f"in cell {f.cell}"
+    lines = [f"{run.id} stopped {at} after {run.seconds:.0f} s: {f.name}: {f.message}"]
+    trace = _ANSI.sub("", f.traceback)
+    failing = [int(n) for n in re.findall(r"^Cell In\[\d+\], line (\d+)", trace, re.MULTILINE)]
+    source = f.source.splitlines()
+    first, last = 0, 12
+    if failing:
+        first, last = max(0, failing[-1] - 6), failing[-1] + 2
+    for i, text in list(enumerate(source, 1))[first:last]:
+        lines.append(f"{'>' if failing and i == failing[-1] else ' '} {i:3} | {text}")
+    return "\n".join([*lines, f"The notebook up to there: {run.notebook}"])
