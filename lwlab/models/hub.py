@@ -90,23 +90,30 @@ def snapshot(name: str) -> tuple[Path, str]:
     return Path(folder), Path(folder).name
 
 
-def check_folder(folder: Path, name: str) -> None:
+def check_folder(folder: Path, name: str, *, from_hub: bool = False) -> None:
     """Raise BadInput or FetchError, naming what is missing, unless `folder` can be loaded."""
     if not (folder / "config.json").is_file():
-        hint = " (it holds a GGUF file: give that file)" if any(folder.glob("*.gguf")) else ""
+        files = "a GGUF file in it can be given by its path"
+        hint = f": {files}" if any(folder.glob("*.gguf")) or "gguf" in name.lower() else ""
         raise BadInput(f"the model {name} has no config.json in {folder}{hint}")
     config(folder)
     lacking = stored.missing_shards(folder)
     if lacking:
         raise FetchError(
             f"the model {name} lacks {len(lacking)} of its weights files in {folder} "
-            f"({', '.join(lacking[:3])}); fetch it again: lwlab fetch {name}"
+            f"({', '.join(lacking[:3])}); "
+            + (
+                f"where there is network, run: lwlab fetch {name}"
+                if from_hub
+                else "copy them there"
+            )
         )
     if not any(path.suffix == ".safetensors" for path in stored.weights(folder)):
+        partly = f", or only part of it was fetched (lwlab fetch {name})" if from_hub else ""
         raise BadInput(
-            f"the model {name} has no safetensors in {folder}. Weights in other formats are not "
-            f"loaded; write them anew: AutoModel.from_pretrained(...).save_pretrained(folder), "
-            f"then load that folder"
+            f"the model {name} has no safetensors in {folder}{partly}. Weights in other formats "
+            f"are not loaded; write them anew with AutoModel.from_pretrained(...)"
+            f".save_pretrained(folder), then load that folder"
         )
 
 

