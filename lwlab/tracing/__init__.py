@@ -1,0 +1,22 @@
+"""Tracers: read, replace and differentiate activations, run layers in any order. Built on nnsight."""
+
+from lwlab.tracing._nnsight import forget, lock
+from lwlab.tracing.chain import chain
+from lwlab.tracing.edits import Edit
+from lwlab.tracing.generate import generate
+from lwlab.tracing.read import cache, grads
+from lwlab.tracing.rules import rules
+from lwlab.tracing.write import ablate, patch
+
+__all__ = [
+    "Edit",
+    "ablate",
+    "cache",
+    "chain",
+    "forget",
+    "generate",
+    "grads",
+    "lock",
+    "patch",
+    "rules",
+]

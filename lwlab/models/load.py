@@ -1,0 +1,171 @@
+"""`lw.load` and `lw.wrap`: from a name or a module to a checked Model."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lwlab.errors import BadInput
+from lwlab.models import build, discover, identities, layouts
+from lwlab.models.anatomy import Anatomy
+from lwlab.models.model import Model
+from lwlab.tracing import _nnsight, pattern
+
+_log = logging.getLogger(__name__)
+
+
+def load(
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    device_map: str | dict[str, Any] | None = None,
+    stack: str | None = None,
+    check: bool = True,
+) -> Model:
+    """Load a model by name and make sure that it is what it seems.
+
+    `name`: a zoo name (`lwlab models` lists them), a Hugging Face id, a local folder or a GGUF
+    file. `device_map` goes to accelerate for several GPUs (then leave `device` alone). `stack`
+    picks "encoder" or "decoder" of an encoder-decoder model. With `check`, the weights must be
+    finite, the traced logits bit-equal to the plain model's, and the identities of the anatomy
+    must hold on a short prompt; `model.checks` keeps the measured errors.
+
+    Weights are never folded or changed. Raises UnknownName, FetchError (no network and not
+    cached, damaged file), or BadInput (device, NaN weights, an architecture whose identities fail).
+    """
+    if device is not None and device_map is not None:
+        raise BadInput("give either device or device_map, not both")
+    if device is not None:
+        _check_device(device)
+    from lwlab.models import zoo
+
+    local = zoo.resolve(str(name))
+    if local.kind == "vision" and not (Path(local.path) / "config.json").exists():
+        module, tokenizer = _zoo_vision(local), None
+    else:
+        module, tokenizer = _transformers(local, dtype, device_map)
+    if device is not None:
+        module = module.to(device)
+    return _model(
+        module.eval(), None, tokenizer, stack, check,
+        name=str(name), checksum=local.checksum, source=local.source,
+    )  # fmt: skip
+
+
+def wrap(
+    module: nn.Module,
+    anatomy: Anatomy | None = None,
+    tokenizer: Any = None,
+    *,
+    name: str | None = None,
+    stack: str | None = None,
+    check: bool = True,
+) -> Model:
+    """Give any torch module the same treatment as a loaded model.
+
+    Without `anatomy`, a known transformers architecture is looked up, and anything else is
+    searched for the longest list of blocks. Raises BadInput when nothing is found, when weights
+    are not finite, or when the identities of an anatomy fail.
+    """
+    if not isinstance(module, nn.Module):
+        raise BadInput(
+            f"lw.wrap takes a torch.nn.Module, not {type(module).__name__}; lw.load takes names"
+        )
+    return _model(
+        module.eval(), anatomy, tokenizer, stack, check, name=name or type(module).__name__,
+        checksum="", source="wrapped module",
+    )  # fmt: skip
+
+
+def anatomy_of(module: nn.Module, stack: str | None = None) -> Anatomy:
+    """Return the anatomy of a module: by its layout where it is known, else by its structure."""
+    config = getattr(module, "config", None)
+    layout = layouts.find(getattr(config, "model_type", "") or "")
+    if layout is not None:
+        return build.from_layout(module, layout, stack)
+    return discover.by_structure(module)
+
+
+def _model(
+    module: nn.Module,
+    anatomy: Anatomy | None,
+    tokenizer: Any,
+    stack: str | None,
+    check: bool,
+    *,
+    name: str,
+    checksum: str,
+    source: str,
+) -> Model:
+    if check:
+        _finite(module, name)
+    anatomy = anatomy or anatomy_of(module, stack)
+    if not pattern.prepare(module, anatomy):
+        anatomy = anatomy.without("attn_pattern", "its attention is not transformers' own")
+    nn_ = _nnsight.wrap(module, tokenizer)
+    model = Model(name, module, nn_, anatomy, tokenizer, checksum, source)
+    if not check:
+        return model
+    return identities.accept(model)
+
+
+def _finite(module: nn.Module, name: str) -> None:
+    for key, p in module.named_parameters():
+        if p.is_meta:
+            raise BadInput(f"{name}: weight {key} has no data (meta device)")
+        if not bool(torch.isfinite(p).all()):
+            n = int((~torch.isfinite(p)).sum())
+            raise BadInput(
+                f"{name}: weight {key} holds {n} NaN or infinite values; the file is damaged"
+            )
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as e:
+        raise BadInput(f"unknown device {device!r}: {str(e).splitlines()[0]}") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise BadInput("device='cuda' was asked for, but torch sees no GPU; use device='cpu'")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise BadInput(
+            "device='mps' was asked for, but torch sees no such device; use device='cpu'"
+        )
+
+
+def _transformers(local: Any, dtype: torch.dtype, device_map: Any) -> tuple[nn.Module, Any]:
+    import transformers as tf
+
+    config = tf.AutoConfig.from_pretrained(local.path)
+    names = " ".join(config.architectures or ())
+    if config.model_type in ("t5", "mt5"):
+        auto: Any = tf.AutoModelForSeq2SeqLM
+    elif "ForCausalLM" in names or "LMHead" in names:
+        auto = tf.AutoModelForCausalLM
+    elif "ForMaskedLM" in names:
+        auto = tf.AutoModelForMaskedLM
+    elif "ForImageClassification" in names:
+        auto = tf.AutoModelForImageClassification
+    elif "ForConditionalGeneration" in names:
+        auto = tf.AutoModelForCausalLM
+    else:
+        auto = tf.AutoModel
+    kwargs = {} if device_map is None else {"device_map": device_map}
+    module = auto.from_pretrained(local.path, dtype=dtype, **kwargs)
+    tokenizer = None
+    if local.kind != "vision":
+        tokenizer = tf.AutoTokenizer.from_pretrained(local.path)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+    return module, tokenizer
+
+
+def _zoo_vision(local: Any) -> nn.Module:
+    from lwlab.models import vision
+
+    return vision.load(local.path)

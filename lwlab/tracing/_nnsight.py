@@ -1,0 +1,110 @@
+"""The only place that imports nnsight: import guard, version gate, locks, stale-source guard.
+
+Why a guard: nnsight mounts `.save` on `object`, after which anyio's typed-attribute classes, when
+they are imported for the first time, refuse to be defined, and with them httpx and FastAPI.
+Importing those classes first avoids it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import linecache
+import threading
+import warnings
+from functools import cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from lwlab.errors import LwlabError
+
+if TYPE_CHECKING:
+    from lwlab.models.model import Model
+
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_GUARD = threading.Lock()
+_ANYIO = ("anyio._backends._asyncio", "anyio.streams.tls", "anyio.streams.file", "anyio.abc")
+
+
+@cache
+def nnsight() -> Any:
+    """Import nnsight once, safely. Raises LwlabError for a version this code was not tested with."""
+    found = version("nnsight")
+    if not found.startswith("0.8."):
+        raise LwlabError(
+            f"nnsight {found} is installed; lwlab needs >=0.8.1,<0.9: pip install 'nnsight>=0.8.1,<0.9'"
+        )
+    for name in _ANYIO:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    with contextlib.suppress(ImportError, AttributeError):
+        # anyio.abc is lazy: this attribute is the class whose late definition would fail.
+        importlib.import_module("anyio.abc").SocketAttribute  # noqa: B018
+    module = importlib.import_module("nnsight")
+    _watch_notebook()
+    return module
+
+
+def wrap(module: nn.Module, tokenizer: Any = None) -> Any:
+    """Return the nnsight model over `module`: TransformersModel where it has a config."""
+    ns = nnsight()
+    with lock(module), warnings.catch_warnings():
+        # BERT's submodule called `output`: `envoy` below knows where nnsight puts it.
+        warnings.filterwarnings("ignore", message=".*which nnsight already serves.*")
+        if tokenizer is not None and hasattr(module, "config"):
+            return ns.TransformersModel(module, tokenizer=tokenizer)
+        return ns.NNsight(module)
+
+
+def envoy(nn_: Any, path: str) -> Any:
+    """Return the envoy of the module at `path` (the root for "").
+
+    nnsight moves a submodule whose name it serves itself (BERT's `output`) to `E_<name>`.
+    """
+    here = nn_
+    for part in path.split(".") if path else ():
+        here = getattr(here, f"E_{part}" if f"E_{part}" in vars(here) else part)
+    return here
+
+
+def lock(model: Model | nn.Module) -> threading.RLock:
+    """Return the one re-entrant lock of a torch module.
+
+    nnsight's interleaving is not thread-safe, and two wrappers over one module share its state, so
+    the lock belongs to the module. Hold it around plain forwards too.
+    """
+    module = model if isinstance(model, nn.Module) else model.module
+    with _GUARD:
+        if module not in _LOCKS:
+            _LOCKS[module] = threading.RLock()
+        return _LOCKS[module]
+
+
+def forget(filename: str | None = None) -> None:
+    """Drop nnsight's cached source of `filename` (all files if None), so edited code is re-read."""
+    globals_ = importlib.import_module("nnsight.tracing.globals")
+    for table in (globals_.SOURCES, globals_.BLOCKS):
+        for key in list(table):
+            name = key[0] if isinstance(key, tuple) else key
+            if filename is None or filename == name:
+                table.pop(key, None)
+    linecache.checkcache(filename)
+
+
+def _watch_notebook() -> None:
+    """In IPython, forget sources before each cell: %autoreload and re-run cells change them."""
+    try:
+        shell = importlib.import_module("IPython").get_ipython()
+    except ImportError:
+        return
+    if shell is not None:
+        shell.events.register("pre_run_cell", lambda *_: forget())
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Device of the first parameter; CPU for a module without parameters."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))

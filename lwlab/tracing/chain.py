@@ -1,0 +1,148 @@
+"""`chain`: run the blocks of a model in any sequence: skip, repeat, reorder, or only a sublayer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import xarray as xr
+
+from lwlab.errors import BadInput
+from lwlab.models.model import Model, Prompts
+from lwlab.results import label
+from lwlab.tracing import engine, labels
+from lwlab.tracing._nnsight import envoy, lock, nnsight
+from lwlab.tracing.write import _kl
+
+Step = tuple[int, str]
+
+
+def chain(
+    model: Model,
+    prompts: Prompts,
+    layers: Sequence[int | str],
+    *,
+    streams: bool = False,
+    compare: bool = True,
+) -> xr.Dataset:
+    """Run embed -> the named blocks in the order given -> final norm -> unembedding.
+
+    `layers` holds block numbers, in any order and number ([0, 1, 1, 3]), or "attn.3" / "mlp.3" for
+    one sublayer of a block. Every block keeps its own masks and positions. The cost is that of the
+    blocks named.
+
+    Returns a Dataset with `logits` (prompt, token); with `compare`, `base_logits` of the whole
+    model and `moved` (prompt) = KL(base || chain) in nats; with `streams`, `resid` (step, prompt,
+    position, d_model), the stream before the first and after each step. Raises BadInput for an
+    empty sequence, a layer out of range, or an encoder-decoder model (its blocks pass position
+    biases on).
+    """
+    steps = parse(model, layers)
+    data = engine.batch(model, prompts)
+    keep = engine.keep_last(model, data)
+    with lock(model), torch.no_grad():
+        out = _run(model, data, steps, keep)
+    z = out["logits"]
+    z = engine.last(z, data.tokens, keep.get("logits_to_keep")) if z.ndim == 3 else z
+    result = xr.Dataset({"logits": label(z, ("prompt", "token")).drop_attrs()})
+    if compare:
+        base = engine.run(model, data)
+        assert base.logits is not None
+        result["base_logits"] = label(base.logits, ("prompt", "token")).drop_attrs()
+        result["moved"] = label(_kl(base.logits, z), ("prompt",)).drop_attrs()
+    if streams and data.tokens is not None:
+        kept = torch.stack([labels.own_positions(h, data.tokens) for h in out["streams"]])
+        names = ["embed", *(f"{kind}.{i}" for i, kind in steps)]
+        result["resid"] = label(
+            kept, ("step", "prompt", "position", "d_model"),
+            {"component": (("step",), names), **labels.position_coords(data.tokens, None)},
+        ).drop_attrs()  # fmt: skip
+    return result.assign_attrs(labels.provenance(model, layers=[str(x) for x in layers]))
+
+
+def parse(model: Model, layers: Sequence[int | str]) -> list[Step]:
+    """Check a sequence: [(layer, "block" | "attn" | "mlp"), ...]; raise BadInput for what cannot be."""
+    if model.kind == "encoder-decoder":
+        raise BadInput(
+            "chain does not run encoder-decoder models: their blocks hand position biases on"
+        )
+    if model.kind in ("generic", "vision") and not model.anatomy.writes:
+        raise BadInput(
+            f"{model.name}: its blocks differ in shape, so they cannot be put in another order"
+        )
+    steps: list[Step] = []
+    for item in layers:
+        kind, _, number = item.rpartition(".") if isinstance(item, str) else ("", "", str(item))
+        kind = kind or "block"
+        if kind not in ("block", "attn", "mlp") or not number.lstrip("-").isdigit():
+            raise BadInput(f"layers: {item!r} is not understood; write 3, 'attn.3' or 'mlp.3'")
+        if kind != "block" and f"{kind}_out" not in model.anatomy.writes:
+            raise BadInput(f"layers: {item!r}: {model.name} has no {kind}_out to keep")
+        if kind != "block" and model.anatomy.stream_norms:
+            raise BadInput(
+                f"layers: {item!r}: in a post-norm model a sublayer cannot run without its norm"
+            )
+        steps.append((model.anatomy.layers(int(number))[0], kind))
+    if not steps:
+        raise BadInput("layers is empty; name at least one block")
+    return steps
+
+
+def _run(
+    model: Model, data: engine.Batch, steps: list[Step], keep: dict[str, Any]
+) -> dict[str, Any]:
+    save = nnsight().save
+    with model.nn.trace(*data.args, **{**data.inputs, **keep}):
+        out: dict[str, Any] = save({})
+        _visit(model, model.nn, steps, out)
+    return out
+
+
+def _visit(model: Model, nn_: Any, steps: list[Step], out: dict[str, Any]) -> None:
+    # Each block is asked for its arguments (masks, rotary tables) and skipped; the sequence then
+    # runs out of band, and its result leaves through the last block's place.
+    blocks = [envoy(nn_, f"{model.anatomy.blocks}.{i}") for i in range(model.n_layers)]
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    stream: Any = None
+    for i, block in enumerate(blocks):
+        args, kwargs = block.inputs
+        calls.append((args, kwargs))
+        if i == 0:
+            stream = block.input
+        if i < len(blocks) - 1:
+            block.skip(stream)
+    history = [stream]
+    for layer, kind in steps:
+        args, kwargs = calls[layer]
+        with _only(model, layer, kind):
+            stream = engine.tensor_of(blocks[layer](stream, *args[1:], **kwargs))
+        history.append(stream)
+    blocks[-1].skip(stream)
+    out["streams"] = history
+    out["logits"] = engine.tensor_of(nn_.output)
+
+
+@contextlib.contextmanager
+def _only(model: Model, layer: int, kind: str) -> Iterator[None]:
+    """Make the other sublayers of a block write nothing while inside."""
+    if kind == "block":
+        yield
+        return
+    silent = [s for s in model.anatomy.writes if s != f"{kind}_out"]
+    handles = []
+    for site in silent:
+        module = model.module.get_submodule(model.anatomy.taps[site].at(layer))
+        handles.append(module.register_forward_hook(_zero))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _zero(_module: Any, _args: Any, output: Any) -> Any:
+    if isinstance(output, tuple):
+        return (torch.zeros_like(output[0]), *output[1:])
+    return torch.zeros_like(output)

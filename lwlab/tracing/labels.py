@@ -1,0 +1,139 @@
+"""From raw traces to labelled results: names for axes, own positions in place of batch columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from lwlab.errors import BadInput
+from lwlab.models.model import Model
+from lwlab.models.sites import SITES, Address
+from lwlab.models.tokens import Tokens
+from lwlab.results import label, provenance
+from lwlab.tracing.engine import Trace
+
+_IMAGE = {4: ("channel", "height", "width"), 3: ("position", "d_model"), 2: ("d_model",)}
+
+
+def own_positions(values: torch.Tensor, tokens: Tokens, axis: int = 1) -> torch.Tensor:
+    """Move each prompt's own tokens to the front of `axis` and put NaN after them."""
+    offsets, lengths = tokens.offsets, tokens.lengths
+    longest = int(lengths.max())
+    if bool((offsets == 0).all()) and tokens.equal_length:
+        return values.narrow(axis, 0, longest)
+    p = torch.arange(longest, device=values.device)
+    columns = (offsets[:, None] + p).clamp(max=values.shape[axis] - 1)
+    shape = [1] * values.ndim
+    shape[0], shape[axis] = len(tokens), longest
+    index = columns.view(shape).expand(*_with(values.shape, axis, longest))
+    out = values.gather(axis, index)
+    beyond = (p >= lengths[:, None]).view(shape)
+    return out.masked_fill(beyond, float("nan")) if out.is_floating_point() else out
+
+
+def _with(shape: Sequence[int], axis: int, size: int) -> list[int]:
+    out = list(shape)
+    out[axis] = size
+    return out
+
+
+def positions_of(tokens: Tokens | None, positions: int | Iterable[int] | None) -> list[int] | None:
+    """Check own positions against every prompt; return them as given, or None for all."""
+    if positions is None:
+        return None
+    wanted = [positions] if isinstance(positions, int) else [int(p) for p in positions]
+    if tokens is None:
+        raise BadInput("positions= needs prompts made of tokens")
+    if not wanted:
+        raise BadInput("positions is empty; leave it out to take all")
+    for p in wanted:
+        tokens.columns(p)
+    return wanted
+
+
+def site_array(
+    model: Model, trace: Trace, site: str, layers: list[int], positions: list[int] | None
+) -> xr.DataArray:
+    """Label one site of a trace: (prompt, [layer,] ...)."""
+    spec, tokens = SITES[site], trace.batch.tokens
+    scoped = spec.scope == "layer"
+    parts = [
+        trace.values[Address(site, i if scoped else None)] for i in (layers if scoped else [0])
+    ]
+    dims = spec.dims if parts[0].ndim == len(spec.dims) + 1 else _IMAGE[parts[0].ndim]
+    texty = (
+        tokens is not None and "position" in dims and parts[0].shape[1:2] == tokens.ids.shape[1:]
+    )
+    texty = texty or (tokens is not None and site == "attn_pattern")
+    if texty and tokens is not None:
+        for axis in (dims.index("position") + 1, *([2] if "query" in dims else [])):
+            parts = [_take(own_positions(x, tokens, axis), tokens, positions, axis) for x in parts]
+    data = torch.stack(parts, 1) if scoped else parts[0]
+    all_dims = ("prompt", "layer", *dims) if scoped else ("prompt", *dims)
+    coords: dict[str, Any] = {"layer": layers} if scoped else {}
+    coords |= position_coords(tokens, positions) if texty and tokens is not None else {}
+    if "query" in dims and "position" in coords:
+        coords["query"] = coords["position"]
+    return label(data, all_dims, coords, name=site, site=site, meaning=spec.meaning)
+
+
+def _take(x: torch.Tensor, tokens: Tokens, positions: list[int] | None, axis: int) -> torch.Tensor:
+    if positions is None:
+        return x
+    columns = torch.stack([tokens.columns(p) for p in positions], 1) - tokens.offsets[:, None]
+    shape = [1] * x.ndim
+    shape[0], shape[axis] = columns.shape
+    return x.gather(axis, columns.view(shape).expand(*_with(x.shape, axis, columns.shape[1])))
+
+
+def position_coords(tokens: Tokens, positions: list[int] | None) -> dict[str, Any]:
+    """Coordinates `position` and `token_str` (prompt, position) for own positions."""
+    wanted = list(range(int(tokens.lengths.max()))) if positions is None else positions
+    strings = [[_at(row, p) for p in wanted] for row in tokens.strings]
+    return {
+        "position": wanted,
+        "token_str": (("prompt", "position"), np.array(strings, dtype=object).astype(str)),
+    }
+
+
+def _at(row: Sequence[str], p: int) -> str:
+    return row[p] if -len(row) <= p < len(row) else ""
+
+
+def logits_array(model: Model, trace: Trace, positions: list[int] | None) -> xr.DataArray | None:
+    """Label logits: (prompt, token) for last tokens, (prompt, position, token) for all."""
+    z, tokens = trace.logits, trace.batch.tokens
+    if z is None:
+        return None
+    if z.ndim == 2:
+        return label(z, ("prompt", "token"), name="logits")
+    if tokens is None or z.shape[1] != tokens.ids.shape[1]:
+        return label(z, ("prompt", "position", "token"), name="logits")
+    z = _take(own_positions(z, tokens), tokens, positions, 1)
+    return label(
+        z, ("prompt", "position", "token"), position_coords(tokens, positions), name="logits"
+    )
+
+
+def dataset(
+    model: Model,
+    trace: Trace,
+    sites: Sequence[str],
+    layers: list[int],
+    positions: list[int] | None,
+    **attrs: object,
+) -> xr.Dataset:
+    """Gather labelled sites and logits into one Dataset with provenance."""
+    arrays = {s: site_array(model, trace, s, layers, positions) for s in sites if s != "logits"}
+    z = logits_array(model, trace, positions)
+    if z is not None:
+        arrays["logits"] = z
+    out = xr.Dataset({k: a.drop_attrs() if k == "logits" else a for k, a in arrays.items()})
+    tokens = trace.batch.tokens
+    if tokens is not None:
+        out = out.assign_coords(text=("prompt", list(tokens.texts)))
+    return out.assign_attrs(provenance(model, **attrs))

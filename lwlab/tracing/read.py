@@ -1,0 +1,136 @@
+"""`cache` and `grads`: read activations, and gradients of a metric with respect to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import xarray as xr
+
+from lwlab.errors import BadInput
+from lwlab.models.model import Model, Prompts
+from lwlab.models.sites import SITES, Address
+from lwlab.results import label
+from lwlab.tracing import engine, labels
+
+Metric = Callable[[torch.Tensor], torch.Tensor]
+
+
+def addresses(model: Model, sites: Iterable[str], layers: list[int]) -> list[Address]:
+    """Every address of `sites` at `layers` (logits excepted: they come by themselves)."""
+    return [
+        Address(s, i if SITES[s].scope == "layer" else None)
+        for s in sites
+        if s != "logits"
+        for i in (layers if SITES[s].scope == "layer" else [0])
+    ]
+
+
+def cache(
+    model: Model,
+    prompts: Prompts,
+    sites: str | Iterable[str],
+    layers: Iterable[int] | int | None = None,
+    positions: int | Iterable[int] | None = None,
+    *,
+    max_bytes: float = 4e9,
+) -> xr.Dataset:
+    """Run the model once and keep the activations of `sites`.
+
+    Returns a Dataset with one variable for each site: (prompt, layer, position, d_model) for
+    streams, (prompt, layer, position, head, d_head) for head_out, and so on (`lw.models.SITES`);
+    `logits` is (prompt, position, token). Positions are each prompt's own, NaN beyond its end.
+    Only the sites named are kept, the run stops after the last of them, and no gradient is
+    recorded. Raises UnknownName or MissingSite for a site, BadInput for a layer or position out
+    of range or when more than `max_bytes` would be kept; all before the run.
+    """
+    wanted = model.anatomy.require(sites)
+    chosen = model.anatomy.layers(layers)
+    data = engine.batch(model, prompts)
+    at = labels.positions_of(data.tokens, positions)
+    size = _bytes(model, data, wanted, len(chosen))
+    if size > max_bytes:
+        raise BadInput(
+            f"these sites take {size / 1e9:.1f} GB and max_bytes is {max_bytes / 1e9:.1f} GB; name fewer "
+            "sites, layers or prompts, or raise max_bytes"
+        )
+    reads = addresses(model, wanted, chosen)
+    trace = engine.run(model, data, reads, logits="all" if "logits" in wanted else None)
+    return labels.dataset(model, trace, wanted, chosen, at, bytes=size)
+
+
+def _bytes(model: Model, data: engine.Batch, sites: list[str], n_layers: int) -> int:
+    if data.tokens is None:
+        return 0
+    a, (rows, columns) = model.anatomy, data.tokens.ids.shape
+    width = {
+        "d_model": a.d_model, "neuron": a.d_mlp, "token": a.d_vocab, "d_head": a.d_head,
+        "head": a.n_heads, "kv_head": a.n_kv_heads, "position": columns, "query": columns,
+    }  # fmt: skip
+    total = 0
+    for s in sites:
+        cells = n_layers if SITES[s].scope == "layer" else 1
+        for d in SITES[s].dims:
+            cells *= width[d] or 1
+        total += cells * rows * model.dtype.itemsize
+    return total
+
+
+def grads(
+    model: Model,
+    prompts: Prompts,
+    metric: Metric | Any,
+    sites: str | Iterable[str],
+    layers: Iterable[int] | int | None = None,
+    positions: int | Iterable[int] | None = None,
+) -> xr.Dataset:
+    """Gradients d metric / d site, in one forward and one backward.
+
+    `metric` takes the last-token logits [prompts, tokens] and returns one number for each prompt
+    (a task's `metric`, or a function of your own). Each prompt's gradient is of its own number:
+    prompts do not mix. Under `lw.rules` the backward pass follows the rules.
+
+    Returns a Dataset with the gradient of each site, its value (`<site>_value`) and `metric`
+    (prompt). Raises BadInput when the metric does not give one finite number a prompt, and as
+    `cache` does.
+    """
+    wanted = model.anatomy.require(sites)
+    if "logits" in wanted:
+        raise BadInput(
+            "ask for gradients at sites inside the model; logits are what the metric reads"
+        )
+    chosen = model.anatomy.layers(layers)
+    data = engine.batch(model, prompts)
+    at = labels.positions_of(data.tokens, positions)
+    reads = addresses(model, wanted, chosen)
+    trace = engine.run(model, data, reads, grad=True)
+    values = scores(metric, trace.logits)
+    slopes = torch.autograd.grad(values.sum(), [trace.values[r] for r in reads])
+    gradient = engine.Trace(dict(zip(reads, slopes)), None, data)
+    out = labels.dataset(model, gradient, wanted, chosen, at)
+    for s in wanted:
+        out[f"{s}_value"] = labels.site_array(model, trace, s, chosen, at)
+    out["metric"] = label(values, ("prompt",)).drop_attrs()
+    return out.assign_attrs(rules="+".join(model.rules))
+
+
+def scores(metric: Metric | Any, logits: torch.Tensor | None) -> torch.Tensor:
+    """Apply a metric to last-token logits; raise BadInput unless it gives one number a prompt."""
+    function = getattr(metric, "metric", metric)
+    if logits is None:
+        raise BadInput("this model has no logits, so a metric of them cannot be taken")
+    if not callable(function):
+        raise BadInput(
+            "metric must be a function of logits [prompts, tokens], or a task that has one"
+        )
+    values = function(logits)
+    if not isinstance(values, torch.Tensor) or values.shape != logits.shape[:1]:
+        shape = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
+        raise BadInput(
+            f"the metric returned {shape}; it must return one number for each of the "
+            f"{logits.shape[0]} prompts, as a tensor of shape ({logits.shape[0]},)"
+        )
+    if not bool(torch.isfinite(values).all()):
+        raise BadInput("the metric gave NaN or infinity")
+    return values
