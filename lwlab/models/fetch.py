@@ -91,8 +91,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
             ) from error
         if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise FetchError(
-                f"{folder} cannot be written ({error.strerror}); point LWLAB_CACHE at a folder "
-                f"that can"
+                f"{folder} cannot be written ({error}); point LWLAB_CACHE at a folder that can"
             ) from error
         raise
 
