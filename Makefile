@@ -39,7 +39,7 @@ lab: $(VENV)/.lab  ## open JupyterLab on the index notebook
 	@$(BIN)/lwlab lab
 
 test: $(VENV)/.dev  ## run all tests: units, every notebook, the browser
-	@$(BIN)/lwlab fetch smollm2-135m all-minilm-l6 efficientnet-lite0
+	@for m in smollm2-135m all-minilm-l6 efficientnet-lite0; do $(BIN)/lwlab fetch $$m || exit 1; done
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: $(VENV)/.dev  ## ruff and mypy
@@ -48,7 +48,7 @@ lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/mypy
 
 notebooks: $(VENV)/.dev  ## rebuild the notebooks whose sources changed
-	$(BIN)/lwlab notebooks build
+	$(BIN)/lwlab notebooks build --stale
 
 check: lint test  ## what CI runs
 

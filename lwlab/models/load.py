@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,13 +158,28 @@ def _transformers(local: Any, dtype: torch.dtype, device_map: Any) -> tuple[nn.M
     else:
         auto = tf.AutoModel
     kwargs = {} if device_map is None else {"device_map": device_map}
-    module = auto.from_pretrained(local.path, dtype=dtype, **kwargs)
+    with _quiet():
+        module = auto.from_pretrained(local.path, dtype=dtype, **kwargs)
     tokenizer = None
     if local.kind != "vision":
         tokenizer = tf.AutoTokenizer.from_pretrained(local.path)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
     return module, tokenizer
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bar over local weights, which takes a second and litters notebooks."""
+    from transformers.utils import logging as tf_logging
+
+    shown = tf_logging.is_progress_bar_enabled()
+    tf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            tf_logging.enable_progress_bar()
 
 
 def _zoo_vision(local: Any) -> nn.Module:
