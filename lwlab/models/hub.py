@@ -57,7 +57,7 @@ def snapshot(name: str) -> tuple[Path, str]:
 
     Raises UnknownName where the hub has no such model, FetchError where it cannot be fetched.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         RepositoryNotFoundError,
@@ -67,7 +67,11 @@ def snapshot(name: str) -> tuple[Path, str]:
     repo, _, revision = name.partition("@")
     try:
         folder = snapshot_download(
-            repo, revision=revision or None, allow_patterns=WANTED, ignore_patterns=UNWANTED
+            repo,
+            revision=revision or None,
+            allow_patterns=WANTED,
+            ignore_patterns=UNWANTED,
+            tqdm_class=_bars(repo),
         )
     except GatedRepoError as error:
         raise FetchError(
@@ -83,11 +87,29 @@ def snapshot(name: str) -> tuple[Path, str]:
         ) from error
     except Exception as error:  # requests', httpx's, the hub's and the system's errors alike
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        if constants.HF_HUB_OFFLINE:
+            reason = "HF_HUB_OFFLINE is set"
         raise FetchError(
             f"could not fetch {name} from the Hugging Face hub ({reason}), and it is not in its "
             f"cache. Where there is network, run: lwlab fetch {name}"
         ) from error
     return Path(folder), Path(folder).name
+
+
+def _bars(repo: str) -> Any:
+    """Return the hub's own progress bars, or silent ones: into a log, and for a cached model."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import tqdm
+    from rich.console import Console
+
+    class Silent(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+
+    console = Console(stderr=True)
+    watched = console.is_terminal or console.is_jupyter
+    cached = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "refs").is_dir()
+    return tqdm if watched and not cached else Silent
 
 
 def check_folder(folder: Path, name: str, *, from_hub: bool = False) -> None:

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -126,7 +127,7 @@ def preprocess(images: Any) -> Tensor:
 
     Raises BadInput for another shape.
     """
-    pixels = torch.as_tensor(images)
+    pixels = images if isinstance(images, Tensor) else torch.tensor(np.asarray(images))
     if pixels.dim() == 3:
         pixels = pixels[None]
     if pixels.dim() != 4 or pixels.shape[-1] != 3:

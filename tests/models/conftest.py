@@ -25,7 +25,7 @@ class Index:
     url: str = ""
     wheels: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
-    mangle: Callable[[bytes], bytes] = staticmethod(lambda data: data)
+    mangle: Callable[[bytes], bytes] = bytes
     delay: float = 0.0
 
     def add(self, name: str, version: str, files: dict[str, bytes]) -> tuple[str, str]:

