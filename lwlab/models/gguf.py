@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import warnings
 from collections.abc import Iterator
@@ -37,10 +38,10 @@ def convert(source: Path, folder: Path) -> str:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    fields, n_weights, names = _read(source)
-    architecture = fields.get("general.architecture", "unknown")
     where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    with _quiet_transformers(), torch.no_grad():
+    with _parse_once(), _quiet_transformers(), torch.no_grad():
+        fields, n_weights, names = _read(source)
+        architecture = fields.get("general.architecture", "unknown")
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 **where, dtype=torch.float32, output_loading_info=True
@@ -79,7 +80,7 @@ def _read(source: Path) -> tuple[dict[str, Any], int, list[str]]:
         if raw.read(4) != b"GGUF":
             raise BadInput(f"{source} is not a GGUF file (its first four bytes are not 'GGUF')")
     try:
-        reader = GGUFReader(source)
+        reader = GGUFReader(str(source))
     except (ValueError, IndexError, OverflowError, KeyError) as error:
         raise FetchError(
             f"{source} is damaged or cut short ({error}); fetch the file again"
@@ -138,6 +139,23 @@ def _repair_tokenizer(tokenizer: Any, fields: dict[str, Any], config: Any) -> No
         tokenizer.init_kwargs.pop(name, None)
     if context := getattr(config, "max_position_embeddings", None):
         tokenizer.model_max_length = context
+
+
+@contextlib.contextmanager
+def _parse_once() -> Iterator[None]:
+    """Share one parsed header while a file is converted.
+
+    transformers parses it three times (3 s each for 49,152 tokens) and builds the table of tensor
+    names once for every submodule.
+    """
+    import gguf
+
+    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = functools.cache(reader), functools.cache(names)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names
 
 
 @contextlib.contextmanager

@@ -186,16 +186,20 @@ def test_a_truncated_file_is_refused(toy, tmp_path, cache, keep):
     assert not list((cache / "models").glob("gguf*"))
 
 
-def test_converting_shows_no_bars_and_puts_the_logs_back(toy, tmp_path, capfd):
+def test_converting_shows_no_bars_and_leaves_the_libraries_as_they_were(toy, tmp_path, capfd):
     from transformers.utils import logging as theirs
 
-    before = (theirs.get_verbosity(), theirs.is_progress_bar_enabled())
+    def settings() -> tuple[object, ...]:
+        ours = (ggml.GGUFReader, ggml.get_tensor_name_map)
+        return (theirs.get_verbosity(), theirs.is_progress_bar_enabled(), *ours)
+
+    before = settings()
     (tmp_path / "out").mkdir()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gguf.convert(write(tmp_path / "toy.gguf", *toy), tmp_path / "out")
     assert capfd.readouterr() == ("", "")
-    assert (theirs.get_verbosity(), theirs.is_progress_bar_enabled()) == before
+    assert settings() == before
 
 
 # The real file.
