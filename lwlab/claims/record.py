@@ -57,13 +57,25 @@ class Claim:
     def __str__(self) -> str:
         return show.text(self.record())
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+    def bundle(self) -> dict[str, Any]:
+        """Return the claim as a notebook output: its record, HTML and text."""
         record = self.record()
         return {MIME: record, "text/html": show.html(record), "text/plain": show.text(record)}
+
+    def _ipython_display_(self) -> None:
+        # `claim()` has shown it. As the last value of that same cell it must not appear again;
+        # in a later cell it appears without its record, so that a reader counts it once.
+        from IPython import get_ipython
+        from IPython.display import display
+
+        if _shown_in.get(self.id) != get_ipython().execution_count:
+            record = self.record()
+            display({"text/html": show.html(record), "text/plain": show.text(record)}, raw=True)
 
 
 #: Claims made in this process, by id; running a cell again replaces its claim.
 made: dict[str, Claim] = {}
+_shown_in: dict[str, int] = {}
 
 
 def claim(
@@ -195,7 +207,8 @@ def _display(result: Claim) -> None:
         from IPython import get_ipython
         from IPython.display import display
 
-        if get_ipython() is not None:
-            display(result)
+        if (shell := get_ipython()) is not None:
+            display(result.bundle(), raw=True)
+            _shown_in[result.id] = shell.execution_count
             return
     print(result)

@@ -72,6 +72,7 @@ def html(record: Mapping[str, Any]) -> str:
     facts = [f"expected {record['expect']}", sample(record), record["model"], record["paper"]]
     facts_html = " · ".join(escape(str(x)) for x in facts if x)
     extra = "".join(f"<div>{escape(r)}</div>" for r in remarks(record))
+    extra = extra.replace("CHANGED", "<strong>CHANGED</strong>", 1) if record["changed"] else extra
     return (
         f'<div style="border-left:4px solid {colour(record)};padding:2px 0 2px 10px;margin:4px 0">'
         f"<div><strong>{mark(record)} {escape(record['verdict'])}</strong> "

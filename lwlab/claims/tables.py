@@ -103,7 +103,9 @@ class ClaimTable:
         from rich.console import Console
 
         buffer = io.StringIO()
-        Console(file=buffer, width=110, color_system=None).print(self.__rich__())
+        # in a notebook rich would display the table by itself instead of writing it here
+        console = Console(file=buffer, width=110, color_system=None, force_jupyter=False)
+        console.print(self.__rich__())
         return buffer.getvalue().rstrip("\n")
 
     __repr__ = __str__

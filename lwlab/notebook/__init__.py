@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lwlab.notebook.build import bake, build, freeze
 from lwlab.notebook.engine import Failure, Outcome, Progress, run_notebook
-from lwlab.notebook.gate import problems
+from lwlab.notebook.gate import is_stale, problems
 from lwlab.notebook.parameters import Parameter, parameters, validate
 from lwlab.notebook.source import (
     DOOR,
@@ -18,6 +18,6 @@ from lwlab.notebook.source import (
 
 __all__ = [
     "DOOR", "Failure", "Header", "Outcome", "Parameter", "Progress", "bake", "build", "file_stem",
-    "freeze", "load", "parameters", "parse_header", "problems", "read_header", "run_notebook",
-    "source_hash", "validate",
+    "freeze", "is_stale", "load", "parameters", "parse_header", "problems", "read_header",
+    "run_notebook", "source_hash", "validate",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import struct
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -91,14 +92,24 @@ def freeze(nb: Any) -> Any:
 
 
 def bake(nb: Any) -> Any:
-    """Add a PNG to every chart output of `nb` that has none (in place); return `nb`."""
+    """Add a PNG to every chart output of `nb` that has none (in place); return `nb`.
+
+    A chart that cannot be drawn stays without one; the gate of committed notebooks names it.
+    """
     for cell in nb.cells:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if (VEGALITE in data or VEGA in data) and "image/png" not in data:
-                png = _draw(data, 2.0)
-                png = png if len(png) <= _MAX_PNG else _draw(data, 1.0)
+                scale = 2.0
+                try:
+                    if len(png := _draw(data, scale)) > _MAX_PNG:
+                        png = _draw(data, scale := 1.0)
+                except ValueError:
+                    continue
                 data["image/png"] = base64.b64encode(png).decode()
+                # bytes 16 to 24 of a PNG are its width and height
+                width, height = (int(v / scale) for v in struct.unpack(">II", png[16:24]))
+                output.metadata["image/png"] = {"width": width, "height": height}
     return nb
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lwlab.claims import read_claims
 from lwlab.errors import BadInput
-from lwlab.notebook.build import WIDGET
+from lwlab.notebook.build import VEGA, VEGALITE, WIDGET
 from lwlab.notebook.engine import quick_imports
 from lwlab.notebook.parameters import parameters
 from lwlab.notebook.source import DOOR, Header, file_stem, load, read_header, source_hash
@@ -43,6 +43,17 @@ def problems(py: Path) -> list[str]:
     if not ipynb.exists():
         return [*found, f"{ipynb.name}: not built; run `lwlab notebooks build {header.id}`"]
     return found + [f"{ipynb.name}{p}" for p in _built(ipynb, header, source)]
+
+
+def is_stale(py: Path) -> bool:
+    """Say whether the `.ipynb` beside `py` is missing or was built from another source."""
+    quick_imports()
+    try:
+        text = py.with_suffix(".ipynb").read_text(encoding="utf-8")
+        built = json.loads(text)["metadata"]["lwlab"]["source_hash"]
+    except (OSError, ValueError, KeyError):
+        return True
+    return bool(built != source_hash(load(py)))
 
 
 def _source(py: Path, header: Header, nb: Any) -> Iterator[str]:
@@ -105,8 +116,11 @@ def _cell(cell: Any) -> Iterator[str]:
             "tags", []
         ):
             yield f"ends in {output.ename}: {output.evalue[:80]}"
-        if WIDGET in output.get("data", {}):
+        data = output.get("data", {})
+        if WIDGET in data:
             yield "a live widget without a static form"
+        if (VEGALITE in data or VEGA in data) and "image/png" not in data:
+            yield "a chart that could not be drawn as a picture"
         if (size := len(json.dumps(output))) > MAX_OUTPUT:
             yield f"an output of {size} bytes, over {MAX_OUTPUT}"
         for text in _texts(output):
@@ -124,11 +138,12 @@ def _texts(output: Any) -> Iterator[str]:
 
 
 def _machine_path(text: str) -> str:
-    for known in (str(Path.home()), sys.prefix, str(Path.cwd())):
-        if len(known) > 4 and known in text:
-            return known
-    match = _MACHINE_PATH.search(text)
-    return text[match.start() : match.start() + 60].split()[0] if match else ""
+    known = (str(Path.home()), sys.prefix, str(Path.cwd()))
+    starts = [text.find(k) for k in known if len(k) > 4]
+    if match := _MACHINE_PATH.search(text):
+        starts.append(match.start())
+    found = min((s for s in starts if s >= 0), default=None)
+    return "" if found is None else re.split(r"[\s'\"<>]", text[found : found + 80])[0]
 
 
 def _claim(c: dict[str, Any]) -> Iterator[str]:

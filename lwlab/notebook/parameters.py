@@ -113,8 +113,9 @@ def _declared(source: str) -> list[Parameter]:
             default, computed = ast.literal_eval(value), False
         except ValueError:
             default, computed = ast.unparse(value), True
-        last, first = statement.end_lineno or statement.lineno, statement.lineno
-        about = comments.get(last) or comments.get(first) or comments.get(-(first - 1), "")
+        first, last = statement.lineno, statement.end_lineno or statement.lineno
+        places = [*range(last, first - 1, -1), -(first - 1)]
+        about = next((comments[line] for line in places if line in comments), "")
         kind = annotation or ("" if computed else _implied(default))
         found.append(Parameter(name, kind, default, about, computed))
     return found

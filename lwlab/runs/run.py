@@ -157,7 +157,7 @@ def _open(target: str | Path) -> tuple[Header, Any]:
 
         try:
             nb = nbformat.read(path, as_version=4)
-        except (ValueError, AttributeError) as e:
+        except (ValueError, AttributeError, nbformat.ValidationError) as e:
             raise BadInput(f"{path} cannot be read as a notebook: {e}") from None
     fields = nb.metadata.get("lwlab")
     id = path.stem.replace("_", "-")
@@ -209,12 +209,10 @@ def _explain(run: Run) -> str:
     assert f is not None
     at = "before its first cell" if f.cell is None else f"in cell {f.cell}"
     lines = [f"{run.id} stopped {at} after {run.seconds:.0f} s: {f.name}: {f.message}"]
-    trace = _ANSI.sub("", f.traceback)
-    failing = [int(n) for n in re.findall(r"^Cell In\[\d+\], line (\d+)", trace, re.MULTILINE)]
-    source = f.source.splitlines()
-    first, last = 0, 12
-    if failing:
-        first, last = max(0, failing[-1] - 6), failing[-1] + 2
-    for i, text in list(enumerate(source, 1))[first:last]:
-        lines.append(f"{'>' if failing and i == failing[-1] else ' '} {i:3} | {text}")
+    frames = re.findall(r"^Cell In\[(\d+)\], line (\d+)", _ANSI.sub("", f.traceback), re.MULTILINE)
+    # the outermost frame is in the cell that failed; others may be in functions of earlier cells
+    marked = {int(line) for cell, line in frames if cell == frames[0][0]}
+    first = max(0, min(marked, default=1) - 5)
+    for i, text in list(enumerate(f.source.splitlines(), 1))[first : first + 20]:
+        lines.append(f"{'>' if i in marked else ' '} {i:3} | {text}")
     return "\n".join([*lines, f"The notebook up to there: {run.notebook}"])
