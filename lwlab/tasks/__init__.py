@@ -12,6 +12,7 @@ from lwlab.tasks.evaluate import evaluate
 from lwlab.tasks.facts import RELATIONS, Relation, country_capital, facts
 from lwlab.tasks.greater_than import greater_than
 from lwlab.tasks.induction import induction
+from lwlab.tasks.ioi import RELP_PAIRS as IOI_RELP_PAIRS
 from lwlab.tasks.ioi import TEMPLATES as IOI_TEMPLATES
 from lwlab.tasks.ioi import ioi
 from lwlab.tasks.metrics import Metric, kl, log_prob, logit, logit_diff, prob_diff, top1
@@ -21,6 +22,7 @@ from lwlab.tasks.pronouns import pronouns
 
 __all__ = [
     "AGREEMENT_TEMPLATES",
+    "IOI_RELP_PAIRS",
     "IOI_TEMPLATES",
     "PRONOUN_TEMPLATES",
     "RELATIONS",

@@ -39,6 +39,9 @@ def agreement(
     {subject} (and {attractor}). verbs: singular and plural. nouns: pairs (singular, plural).
     Prompts 2i and 2i + 1 share their nouns. Positions: SUBJECT, ATTRACTOR (if there is one), END.
 
+    SmolLM2-135M-Instruct, n=32: with the attractor "near", logit difference 2.0 (opposite; right
+    in 91 % of prompts) and 2.5 (same); without one, 4.7. Other words than the verb come first.
+
     Raises BadInput when too few nouns fit the tokenizer (naming them) or n is too large.
     """
     if attractor not in ("opposite", "same"):

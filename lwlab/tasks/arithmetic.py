@@ -38,6 +38,10 @@ def arithmetic(
     by one, that means 0 to 9). The solved lines are the same in all prompts and
     hold neither of their sums. Positions: A, B (the operands), END.
 
+    SmolLM2-135M-Instruct, n=32: sums with 4 shots have logit difference 2.7 and beat the twin's
+    answer in 94 % of prompts (0.4 and 62 % without shots); products with 4 shots 2.7 and 88 %
+    (n=16). It cannot subtract: 0.06 and 56 %, whatever the shots.
+
     Raises BadInput when fewer results fit than n prompts need, naming those that do not.
     """
     if op not in OPERATORS:

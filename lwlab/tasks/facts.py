@@ -124,6 +124,10 @@ def facts(
     templates (the first by default), or your own with {subject}. pairs: your own subject -> answer.
     Subjects and answers that are not one token are dropped. Positions: SUBJECT, END.
 
+    SmolLM2-135M-Instruct, n=32: logit difference 10.2 (capital), 6.6 (language, "official"),
+    5.4 (continent), 9.5 (symbol), 7.6 (opposite), the right one of the two in 94 to 100 % of
+    prompts; "located" is weak (2.7, 81 %).
+
     Raises BadInput when too few facts fit the tokenizer (naming them) or n is too large.
     """
     if relation not in RELATIONS:

@@ -22,6 +22,9 @@ TEMPLATES: dict[str, str] = {
     "found": "Friends {A} and {B} found a {object} at the {place}. {S} gave it to",
 }
 
+# The four pairs behind the numbers of the RelP study on SmolLM2 (use with n=8, order="abba").
+RELP_PAIRS = (("Mary", "John"), ("Tom", "James"), ("Dan", "Sarah"), ("Anna", "Paul"))
+
 Names = Sequence[str] | Sequence[tuple[str, str]]
 
 
@@ -31,6 +34,7 @@ def ioi(
     seed: int = 0,
     *,
     corruption: Literal["s2", "abc"] = "s2",
+    order: Literal["mixed", "abba", "baba"] = "mixed",
     template: str | Sequence[str] = "store-drink",
     names: Names = NAMES,
     places: Sequence[str] = PLACES,
@@ -41,68 +45,80 @@ def ioi(
 
     "When Mary and John went to the store, John gave a drink to" -> " Mary", not " John".
 
-    corruption: "s2" puts the other name at S2, so the answer flips; prompts 2i and 2i + 1 are each
-    other's corruption (both orders of the names occur, and an odd n leaves the last one alone).
-    "abc" puts three fresh names, so nothing is left to answer; prompts are independent.
-    template: a name in `TEMPLATES`, a template of your own with {A}, {B}, {S} (and, if you like,
-    {place}, {object}), or a list, cycled through pair by pair (`ragged=True` if their lengths
-    differ). names: words to draw from, or pairs of them, used in the given order without drawing.
+    corruption: "s2" puts the other name at S2, so the answer flips; "abc" puts three fresh names,
+    so nothing is left to answer.
+    order: "abba" names the receiver first, as above, so IO, S1 and S2 stand at the same positions
+    in all prompts; "baba" names the giver first; in both, prompts 2i and 2i + 1 exchange the two
+    names. "mixed" has both: with "s2", prompts 2i and 2i + 1 are each other's corruption.
+    template: a name in `IOI_TEMPLATES`, a template of your own with {A}, {B}, {S} (and, if you
+    like, {place}, {object}), or a list of them, cycled through pair by pair (`ragged=True` where
+    their lengths differ). names: words to draw from, or pairs of words, used in the given order.
     Words that are not one token are dropped. Positions: IO, S1, "S1+1", S2, END.
 
-    The eight prompts of the RelP card are
-    `ioi(model, n=8, names=[("Mary", "John"), ("Tom", "James"), ...])`: four pairs, both orders.
+    The eight prompts measured in the RelP card: `ioi(model, n=8, names=IOI_RELP_PAIRS,
+    order="abba")` (SmolLM2: clean +5.19, corrupt -4.75).
+
+    SmolLM2-135M-Instruct, n=32: logit difference 5.2 to 6.0, the answer first among all tokens in
+    84 to 100 % of prompts; but 1.6 and 50 % on the template "found".
 
     Raises BadInput when too few words fit the tokenizer (naming them) or n is too large.
     """
-    if corruption not in ("s2", "abc"):
-        raise UnknownName(f"no corruption {corruption!r}{suggest(corruption, ('s2', 'abc'))}")
+    for given, known in ((corruption, ("s2", "abc")), (order, ("mixed", "abba", "baba"))):
+        if given not in known:
+            raise UnknownName(f"IOI knows no {given!r}{suggest(given, known)}")
     fit, rng = Fit(model), random.Random(f"ioi {seed}")
     templates = [_template(t) for t in ([template] if isinstance(template, str) else template)]
     every = "".join(templates)
     fitting_places = fit.keep(places, "places", 1) if "{place}" in every else [""]
     fitting_objects = fit.keep(objects, "objects", 1) if "{object}" in every else [""]
-    size = 2 if corruption == "s2" else 1
-    pairs, pool = _pairs(fit, rng, names, n, size, fresh=corruption == "abc")
+    pairs, pool = _pairs(fit, rng, names, n, both=order == "mixed", fresh=corruption == "abc")
     examples: list[Example] = []
     for i, (a, b) in enumerate(pairs):
         scene = {"place": rng.choice(fitting_places), "object": rng.choice(fitting_objects)}
-        chosen = templates[i % len(templates)]
-        if corruption == "s2":
-            examples += _swapped(chosen, scene, a, b)
-        else:
-            others = rng.sample([w for w in pool if w not in (a, b)], 3)
-            examples.append(_fresh(chosen, scene, a, b, rng.choice("AB"), others))
+        for first, second, giver in _orders(a, b, order):
+            others = None
+            if corruption == "abc":
+                others = rng.sample([w for w in pool if w not in (a, b)], 3)
+            frame = templates[i % len(templates)]
+            examples.append(_example(frame, scene, first, second, giver, others))
     task = build(
         fit,
         "ioi",
         examples[:n],
         seed=seed,
-        groups=[i // size for i in range(n)],
+        groups=[i // 2 for i in range(n)],
         ragged=ragged,
-        attrs={"corruption": corruption},
+        attrs={"corruption": corruption, "order": order},
     )
     at = task.positions
-    order = {"IO": at["IO"], "S1": at["S1"], "S1+1": at["S1"] + 1, "S2": at["S2"], "END": at["END"]}
-    return replace(task, positions=order)
+    named = {"IO": at["IO"], "S1": at["S1"], "S1+1": at["S1"] + 1, "S2": at["S2"], "END": at["END"]}
+    return replace(task, positions=named)
 
 
-def _swapped(template: str, scene: dict[str, str], a: str, b: str) -> list[Example]:
-    """The prompt where B gives to A, and the one where A gives to B: each corrupts the other."""
-    gives_b, gives_a = (fill(template, A=a, B=b, S=s, **scene) for s in (b, a))
-    where = {"IO": "A", "S1": "B", "S2": "S"}
-    first = Example(gives_b, gives_a, (f" {a}",), (f" {b}",), where, ("S2",))
-    return [first, replace(first.mirror(), where={"IO": "B", "S1": "A", "S2": "S"})]
+def _orders(a: str, b: str, order: str) -> list[tuple[str, str, str]]:
+    """Return two prompts of one pair of names: (first name, second name, slot of the giver)."""
+    if order == "mixed":
+        return [(a, b, "B"), (a, b, "A")]
+    giver = "B" if order == "abba" else "A"
+    return [(a, b, giver), (b, a, giver)]
 
 
-def _fresh(
-    template: str, scene: dict[str, str], a: str, b: str, giver: str, others: Sequence[str]
+def _example(
+    template: str,
+    scene: dict[str, str],
+    first: str,
+    second: str,
+    giver: str,
+    others: Sequence[str] | None,
 ) -> Example:
-    """The prompt in which `giver` ("A" or "B") gives, corrupted by three other names."""
-    subject, receiver = (a, b) if giver == "A" else (b, a)
-    clean = fill(template, A=a, B=b, S=subject, **scene)
-    corrupt = fill(template, A=others[0], B=others[1], S=others[2], **scene)
+    """The prompt in which the name in slot `giver` gives; `others` are the fresh names of "abc"."""
+    subject, receiver = (first, second) if giver == "A" else (second, first)
+    clean = fill(template, A=first, B=second, S=subject, **scene)
+    a, b, s = others if others else (first, second, receiver)
+    corrupt = fill(template, A=a, B=b, S=s, **scene)
     where = {"IO": "B" if giver == "A" else "A", "S1": giver, "S2": "S"}
-    return Example(clean, corrupt, (f" {receiver}",), (f" {subject}",), where, ("IO", "S1", "S2"))
+    changed = ("IO", "S1", "S2") if others else ("S2",)
+    return Example(clean, corrupt, (f" {receiver}",), (f" {subject}",), where, changed)
 
 
 def _template(given: str) -> str:
@@ -117,20 +133,30 @@ def _template(given: str) -> str:
 
 
 def _pairs(
-    fit: Fit, rng: random.Random, names: Names, n: int, size: int, fresh: bool
+    fit: Fit, rng: random.Random, names: Names, n: int, both: bool, fresh: bool
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return the name pairs of n prompts (`size` prompts a pair) and the names that fit."""
+    """Return a pair of names for every two prompts, and the names that fit.
+
+    With `both`, (a, b) and (b, a) are different pairs.
+    """
+    wanted = -(-n // 2)
     if names and not isinstance(names[0], str):
         given = cast("Sequence[tuple[str, str]]", names)
         fits = fit.keep([w for pair in given for w in pair], "names", 2)
         pairs = [(a, b) for a, b in given if a != b and a in fits and b in fits]
-        check_n(n, size * len(pairs), "ioi")
-        return pairs[: -(-n // size)], fit.keep(NAMES, "names", 5) if fresh else fits
+        check_n(n, 2 * len(pairs), "ioi")
+        return pairs[:wanted], fit.keep(NAMES, "names", 5) if fresh else fits
     fits = fit.keep(cast("Sequence[str]", names), "names", 5 if fresh else 2)
     most = len(fits) * (len(fits) - 1)
-    check_n(n, size * most, "ioi")
+    check_n(n, 2 * most if both else most, "ioi")
     pairs = []
-    for draw in rng.sample(range(most), -(-n // size)):
-        first, second = divmod(draw, len(fits) - 1)
-        pairs.append((fits[first], fits[second + (second >= first)]))
+    seen: set[frozenset[str]] = set()
+    for draw in rng.sample(range(most), most if not both else wanted):
+        a, b = divmod(draw, len(fits) - 1)
+        pair = (fits[a], fits[b + (b >= a)])
+        if both or frozenset(pair) not in seen:
+            pairs.append(pair)
+            seen.add(frozenset(pair))
+        if len(pairs) == wanted:
+            break
     return pairs, fits

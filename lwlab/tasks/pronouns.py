@@ -34,6 +34,9 @@ def pronouns(
     gender: prompts 2i and 2i + 1 are each other's corruption. `template` is a name in
     `PRONOUN_TEMPLATES`. Positions: NAME, END.
 
+    SmolLM2-135M-Instruct, n=32: logit difference 3.8 to 5.4, right in every prompt of every
+    template; with "lost" and "mother" likelier words stand before both pronouns.
+
     Raises BadInput when too few names fit the tokenizer (naming them) or n is too large.
     """
     if template not in TEMPLATES:
