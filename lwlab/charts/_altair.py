@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lwlab.charts import png
 from lwlab.charts.palette import CATEGORIES
 
 if TYPE_CHECKING:
@@ -67,6 +68,16 @@ def render(spec: dict[str, Any], **_: Any) -> tuple[dict[str, Any], dict[str, An
     return bundle, {MIME: {"embed_options": _EMBED}}
 
 
+def beside(*charts: Any, columns: int | None = None) -> alt.ConcatChart:
+    """Place charts side by side, `columns` a row, each with its own colours, legend and axes.
+
+    Altair's own `a | b` would make the charts share one colour scale.
+    """
+    alt = altair()
+    own = dict.fromkeys(("color", "shape", "strokeDash", "x", "y"), "independent")
+    return alt.concat(*charts, columns=columns or len(charts)).resolve_scale(**own)
+
+
 def describe(spec: dict[str, Any]) -> str:
     """Return the chart's text form: its own description, else its title and mark."""
     if text := spec.get("description"):
@@ -90,12 +101,11 @@ def to_png(
     import vl_convert
 
     spec = chart if isinstance(chart, dict) else chart.to_dict()
-    png: bytes = vl_convert.vegalite_to_png(
-        {**spec, "$schema": SCHEMA}, vl_version="5.8", scale=scale
-    )
+    drawn = vl_convert.vegalite_to_png({**spec, "$schema": SCHEMA}, vl_version="5.8", scale=scale)
+    small = png.squeeze(drawn)
     if path is not None:
-        Path(path).write_bytes(png)
-    return png
+        Path(path).write_bytes(small)
+    return small
 
 
 def _theme() -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from lwlab.charts import labels as lab
 from lwlab.charts._altair import altair
 from lwlab.charts.labels import Axis
+from lwlab.charts.maps import check_rows, describe_map, map_dims, short, table
 from lwlab.charts.palette import MISSING, MISSING_STROKE, Domain, colour_domain, stops_for, ticks
 from lwlab.errors import BadInput
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     MapChart: TypeAlias = alt.Chart | alt.LayerChart | alt.FacetChart
-
-MAX_ROWS = 5_000  # what a notebook can hold and a reader can see; larger data are aggregated first
-_ACROSS = ("position", "head", "kv_head")  # dimensions that lie along x unless told otherwise
 
 
 def heatmap(
@@ -63,6 +61,7 @@ def heatmap(
     if not domain[0] < domain[1]:
         raise BadInput(f"domain must rise from low to high, got {domain}.")
 
+    heading = lab.title_of(da) if title is None else title
     alt = altair()
     missing = not np.isfinite(values).all()
     step_x, step_y = _steps(
@@ -83,8 +82,9 @@ def heatmap(
             clamp=True,
         ),
         legend=alt.Legend(
-            title=lab.value_title(da),
+            title=None if lab.value_title(da) == heading else wrap(lab.value_title(da), 22),
             values=ticks(domain),
+            format=".6~g",
             gradientLength=min(180, max(80, size["height"])),
         ),
     )
@@ -103,7 +103,7 @@ def heatmap(
         .properties(**size)
     )
     cells = lab.add_tokens(cells, (up, across))
-    data = alt.Data(values=_rows(values, up, across, panels))
+    data = table(_rows(values, up, across, panels))
     chart: Any = cells
     if missing:
         stroke = min(size["width"] / len(across), size["height"] / len(up)) * 0.75
@@ -120,10 +120,11 @@ def heatmap(
         chart = chart.facet(header, columns=columns)
     note = _missing_note(values)
     text = lab.subtitle_of(da) if subtitle is None else subtitle
-    heading = lab.title_of(da) if title is None else title
     return chart.properties(
         title=alt.Title(heading, subtitle=[s for s in (text, note) if s]),
-        description=_describe(heading, values, up, across, panels),
+        description=describe_map(
+            heading, values if panels else values[None], up, across, panels.labels if panels else ()
+        ),
     )
 
 
@@ -145,51 +146,6 @@ def head_grid(
     return heatmap(da, x=head, y="layer", facet=facet, **options)
 
 
-def map_dims(
-    da: xr.DataArray, x: str | None, y: str | None, facet: str | None, what: str
-) -> tuple[str, str, str | None, xr.DataArray]:
-    """Settle which dimensions are x, y and panels; return them and `da` in order (panels, y, x)."""
-    da = lab.squeeze(da, (x, y, facet))
-    free = [str(d) for d in da.dims if d not in (x, y, facet)]
-    several = [d for d in free if d == "prompt"]
-    free = [d for d in free if d != "prompt"]
-    if x is None and free:
-        x = next((d for d in _ACROSS if d in free), free[-1])
-        free.remove(x)
-    if y is None and free:
-        y = "layer" if "layer" in free else free[-1]
-        free.remove(y)
-    if several and (x is None or y is None):
-        raise BadInput(
-            f"{what} needs two dimensions besides prompt, got {dict(da.sizes)}; "
-            f'to see single prompts name the axis: y="prompt".'
-        )
-    if x is None or y is None:
-        raise BadInput(f"{what} needs two dimensions longer than one, got {dict(da.sizes)}.")
-    if facet is None and free and not several:
-        facet = free.pop()
-    if several or free:
-        raise lab.too_many(da, what, free + several)
-    return x, y, facet, da.transpose(*([facet] if facet else []), y, x)
-
-
-def check_rows(da: xr.DataArray, what: str, dim: str) -> None:
-    """Raise BadInput for more values than a chart may carry, naming an aggregation that fits."""
-    if da.size <= MAX_ROWS:
-        return
-    k = int(np.ceil(da.size / MAX_ROWS))
-    raise BadInput(
-        f"{what} of {' x '.join(str(s) for s in da.shape)} = {da.size} values; a chart holds "
-        f'{MAX_ROWS}. Aggregate first, e.g. .coarsen({dim}={k}, boundary="trim").mean(), '
-        "or use lw.widgets.HeatMap, which draws any size."
-    )
-
-
-def short(value: float) -> float | None:
-    """Return `value` in five digits (a saved notebook stays small), or None if not finite."""
-    return float(f"{value:.5g}") if np.isfinite(value) else None
-
-
 def _rows(
     values: npt.NDArray[np.floating], up: Axis, across: Axis, panels: Axis | None
 ) -> list[dict[str, Any]]:
@@ -207,7 +163,7 @@ def _rows(
 
 def _steps(columns: int, rows: int, panels: int) -> tuple[int, int]:
     """Choose cell sizes in pixels so that one to three panels fill a notebook's width."""
-    wide = {1: 480, 2: 330}.get(panels, 240)
+    wide = {1: 480, 2: 320}.get(panels, 216)
     return (
         int(np.clip(wide // columns, 3, 30)),
         int(np.clip(360 // rows, 8, 26 if rows > 3 else 36)),
@@ -235,27 +191,10 @@ def _header(panels: Axis) -> Any:
     alt = altair()
     if all(isinstance(v, str) for v in panels.values):
         return alt.Header(title=None)
-    return alt.Header(title=None, labelExpr=f"{json.dumps(panels.title + ' ')} + datum.label")
+    names = {str(v): f"{panels.name} {label}" for v, label in zip(panels.values, panels.labels)}
+    return alt.Header(title=None, labelExpr=lab.lookup(names))
 
 
 def _missing_note(values: npt.NDArray[np.floating]) -> str:
     count = int((~np.isfinite(values)).sum())
     return f"struck grey: no value ({count} of {values.size} cells)" if count else ""
-
-
-def _describe(
-    heading: str, values: npt.NDArray[np.floating], up: Axis, across: Axis, panels: Axis | None
-) -> str:
-    """Say in words what the map shows, for screen readers and text-only viewers."""
-    grid = values if panels is not None else values[None]
-    text = f"Heat map {heading!r}: {len(up)} {up.dim} by {len(across)} {across.dim}"
-    if panels is not None:
-        text += f", panels {', '.join(panels.labels)}"
-    if np.isfinite(grid).any():
-        for word, at in (("largest", np.nanargmax), ("smallest", np.nanargmin)):
-            clean = np.where(np.isfinite(grid), grid, np.nan)
-            k, i, j = np.unravel_index(int(at(clean)), grid.shape)
-            where = f"{up.dim} {up.labels[i].strip()}, {across.dim} {across.labels[j].strip()}"
-            where += f" ({panels.labels[k]})" if panels is not None else ""
-            text += f"; {word} {grid[k, i, j]:.3g} at {where}"
-    return text + "."

@@ -8,7 +8,7 @@ import numpy as np
 
 from lwlab.charts import labels as lab
 from lwlab.charts._altair import altair
-from lwlab.charts._heatmap import check_rows, short
+from lwlab.charts.maps import check_rows, short, table
 from lwlab.charts.palette import CATEGORIES
 from lwlab.errors import BadInput
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [1, 3], [10, 4], [4, 1], [6, 2, 1, 2])
 _SHAPES = (
-    "circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "stroke", "wedge",
+    "circle", "square", "triangle-up", "diamond",
+    "cross", "triangle-down", "triangle-right", "triangle-left",
 )  # fmt: skip
 
 
@@ -73,7 +74,8 @@ def profile(
 
     alt = altair()
     along = lab.axis_of(da, x)
-    names = lab.axis_of(da, series).labels if series else (lab.value_title(da),)
+    lines = lab.axis_of(da, series) if series else None
+    names = lines.labels if lines else (lab.value_title(da),)
     grid = np.atleast_2d(da.values.astype(float))
     edges = [np.atleast_2d(b.values.astype(float)) for b in band]
     rows = [
@@ -90,16 +92,22 @@ def profile(
     at = alt.X(
         f"{x}:{'Q' if numeric else 'O'}",
         sort=None if numeric else list(along.values),
+        # Vega-Lite 5.6 would stack an area along x where y is logarithmic.
+        stack=None if numeric else alt.Undefined,
         scale=alt.Scale(zero=False, nice=False, padding=8) if numeric else alt.Undefined,
-        axis=alt.Axis(title=along.title, grid=False, **_whole(along.values)),
+        axis=alt.Axis(title=along.title, grid=False, **_marks(along)),
     )
     many = len(names) > 1
     domain, count = list(names), len(names)
-    legend = (
-        alt.Legend(title=None, symbolSize=80, symbolOpacity=1, symbolStrokeWidth=0)
-        if many
-        else None
+    # Names such as "attention" say what they are; numbers need the dimension's title.
+    bare = lines is None or all(isinstance(v, str) for v in lines.values)
+    legend = alt.Legend(
+        title=None if bare or lines is None else lines.title,
+        symbolSize=80,
+        symbolOpacity=1,
+        symbolStrokeWidth=0,
     )
+    legend = legend if many else None
     look = {
         "color": alt.Color(
             "series:N",
@@ -117,7 +125,7 @@ def profile(
     tips = [alt.Tooltip(f"{x}:N", title=along.title), alt.Tooltip("value:Q", format=".4g")]
     tips += [alt.Tooltip("series:N")] if many else []
     tips += [alt.Tooltip(f"{e}:Q", format=".4g") for e in ("low", "high")] if band else []
-    base = alt.Chart(alt.Data(values=rows))
+    base = alt.Chart(table(rows))
     layers: list[Any] = []
     if band:
         # The scale sits on every layer's y: Vega-Lite merges them, and a log scale must agree.
@@ -184,9 +192,11 @@ def _check_log(log: bool, da: xr.DataArray, band: tuple[xr.DataArray, ...]) -> N
         raise BadInput(f"log=True needs positive values; {bad} here are zero or negative.")
 
 
-def _whole(values: tuple[Any, ...]) -> dict[str, Any]:
-    """Keep tick marks on whole numbers where the axis counts things (layers, positions)."""
-    return {"format": "d", "tickMinStep": 1} if all(isinstance(v, int) for v in values) else {}
+def _marks(along: lab.Axis) -> dict[str, Any]:
+    """Mark whole numbers where the axis counts things; slant names where they are long."""
+    if all(isinstance(v, int) for v in along.values):
+        return {"format": "d", "tickMinStep": 1}
+    return {"labelAngle": -40 if max(map(len, along.labels)) > 4 else 0}
 
 
 def _describe(heading: str, names: tuple[str, ...], grid: Any, along: lab.Axis) -> str:

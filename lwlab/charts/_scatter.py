@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from lwlab.charts import labels as lab
 from lwlab.charts._altair import altair
-from lwlab.charts._heatmap import check_rows, short
+from lwlab.charts.maps import check_rows, short, table
 from lwlab.charts.palette import CATEGORIES
 from lwlab.errors import BadInput, UnknownName, suggest
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     import altair as alt
     import xarray as xr
 
-_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "wedge", "arrow")
+_SHAPES = (
+    "circle", "square", "triangle-up", "diamond",
+    "cross", "triangle-down", "triangle-right", "triangle-left",
+)  # fmt: skip
 
 
 def scatter(
@@ -45,12 +48,15 @@ def scatter(
 
     a, b = lab.as_array(x, "scatter"), lab.as_array(y, "scatter")
     title_x, title_y = _titles(a, b)
-    try:
-        a, b = xr.align(xr.broadcast(a, b)[0], xr.broadcast(a, b)[1], join="exact")
-    except ValueError as e:
-        raise BadInput(
-            f"scatter needs the same labels on both; x: {dict(a.sizes)}, y: {dict(b.sizes)}; {e}"
-        ) from e
+    for d in set(a.dims) & set(b.dims):
+        if a[d].size != b[d].size or set(a[d].values.tolist()) != set(b[d].values.tolist()):
+            raise BadInput(
+                f"scatter needs the same {d} labels on both; "
+                f"x has {a[d].size}: {_some(a[d])}, y has {b[d].size}: {_some(b[d])}."
+            )
+        if d in b.indexes:
+            b = b.sel({d: a[d].values})  # pair by label, whatever the order
+    a, b = xr.broadcast(a, b)
     b = b.transpose(*a.dims)
     check_rows(a, "scatter", str(a.dims[-1]))
     flat_x, flat_y = a.values.ravel().astype(float), b.values.ravel().astype(float)
@@ -115,7 +121,7 @@ def scatter(
                 x=alt.X("lo:Q"), x2="hi:Q", y=alt.Y("lo:Q"), y2="hi:Q"
             ),
         )
-    chart: Any = alt.layer(*layers, data=alt.Data(values=rows)).properties(width=side, height=side)
+    chart: Any = alt.layer(*layers, data=table(rows)).properties(width=side, height=side)
     if facet is not None:
         header = alt.Header(title=None, labelExpr=lab.lookup(named[facet]))
         chart = chart.facet(
@@ -174,6 +180,11 @@ def _titles(x: xr.DataArray, y: xr.DataArray) -> tuple[str, str]:
     pairs = [(lab.value_title(a), _own(a, b)) for a, b in ((x, y), (y, x))]
     titles = [f"{text}: {own}" if own else text for text, own in pairs]
     return titles[0], titles[1]
+
+
+def _some(labels: xr.DataArray) -> str:
+    shown = ", ".join(map(str, labels.values[:4].tolist()))
+    return shown + (" ..." if labels.size > 4 else "")
 
 
 def _own(one: xr.DataArray, other: xr.DataArray) -> str:

@@ -127,4 +127,7 @@ def gallery() -> dict[str, Callable[[], Any]]:
         "scatter_facet": lambda: charts.scatter(
             all_parts.sel(estimate="exact"), all_parts.sel(estimate="RelP"), facet="component"
         ),
+        "beside": lambda: charts.beside(
+            charts.heatmap(three.sel(estimate="exact")), charts.head_grid(_heads())
+        ),
     }
