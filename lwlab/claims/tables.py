@@ -82,20 +82,22 @@ class ClaimTable:
         return f"{len(self.records)} {noun}: {', '.join(parts)}"
 
     def __rich__(self) -> Any:
+        from rich import box
         from rich.markup import escape as plain
         from rich.table import Table
 
-        style = {"#009e73": "green", "#e69f00": "yellow", "#d55e00": "bold red"}
-        out = Table(caption=self.summary(), caption_justify="left", show_lines=False)
-        for name in COLUMNS:
-            out.add_column(name, overflow="fold", ratio=5 if name == "claim" else None)
+        style = {"#009e73": "bold green", "#e69f00": "bold yellow", "#d55e00": "bold red"}
+        out = Table(box=box.ROUNDED, caption=self.summary(), caption_justify="left")
+        out.show_lines = True
+        out.add_column("claim", overflow="fold")
+        out.add_column("measured", overflow="fold", min_width=22)
         for r in self.records:
-            claim = "\n".join(x for x in (r["id"], r["statement"]) if x)
-            claim += "".join(f"\n! {remark}" for remark in show.remarks(r))
-            cells = (show.measured(r), r["expect"], show.sample(r))
+            head = f"[{style[show.colour(r)]}]{show.mark(r)} {r['verdict']}[/]  {plain(r['id'])}"
+            below = [r["statement"], *(f"! {remark}" for remark in show.remarks(r))]
+            facts = [show.measured(r), f"expected {r['expect']}", show.sample(r)]
             out.add_row(
-                f"[{style[show.colour(r)]}]{show.mark(r)} {r['verdict']}[/]",
-                *(plain(str(c)) for c in (claim, *cells)),
+                "\n".join([head, *(plain(x) for x in below if x)]),
+                "\n".join(plain(x) for x in facts if x),
             )
         return out
 

@@ -20,9 +20,9 @@ MAX_OUTPUT = 300_000  # bytes of JSON of one output
 MAX_FILE = 1_000_000
 REQUIRED = ("model", "profile", "seed")
 
-_MACHINE_PATH = re.compile(
-    r"(?<![\w/.:])(?:/(?:home|Users|root|tmp|private|var/folders)/[\w.-]|[A-Z]:\\\\?Users)"
-)
+# Not after a letter or a slash: addresses and base64 hold such pieces by chance.
+_BEFORE = r"(?<![\w/.:+])"
+_ANY_HOME = r"/(?:home|Users|root|tmp|private|var/folders)/[\w.-]|[A-Z]:\\\\?Users"
 
 
 def problems(py: Path) -> list[str]:
@@ -138,12 +138,10 @@ def _texts(output: Any) -> Iterator[str]:
 
 
 def _machine_path(text: str) -> str:
-    known = (str(Path.home()), sys.prefix, str(Path.cwd()))
-    starts = [text.find(k) for k in known if len(k) > 4]
-    if match := _MACHINE_PATH.search(text):
-        starts.append(match.start())
-    found = min((s for s in starts if s >= 0), default=None)
-    return "" if found is None else re.split(r"[\s'\"<>]", text[found : found + 80])[0]
+    own = [str(Path.home()), sys.prefix, str(Path.cwd())]
+    here = "".join(rf"|{re.escape(path)}\b" for path in own if len(path) > 4)
+    match = re.search(rf"{_BEFORE}(?:{_ANY_HOME}{here})[^\s'\"<>]*", text)
+    return match[0][:80] if match else ""
 
 
 def _claim(c: dict[str, Any]) -> Iterator[str]:

@@ -265,6 +265,13 @@ def test_runs_in_threads_do_not_mix(toy: Toy) -> None:
         assert [job.result().claims[0]["measured"] for job in jobs] == [4, 5]
 
 
+def test_a_notebook_can_run_another(toy: Toy) -> None:
+    inner = toy(id="inner")
+    call = f"import lwlab as lw\nlw.runs.execute({str(inner)!r}, {{'n': 9}}, 'inner', html=False)"
+    run = execute(toy(f"{call}.claims[0]['measured']"), html=False)
+    assert nbformat.read(run.notebook, as_version=4).cells[-1].outputs[-1].data["text/plain"] == "9"
+
+
 def test_two_runs_of_one_second_get_folders_of_their_own(
     toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
