@@ -44,7 +44,9 @@ def test_links_between_documents_lead_somewhere() -> None:
 def test_commands_in_the_readme_exist() -> None:
     from lwlab.cli import app
 
-    known = {c.name or c.callback.__name__.rstrip("_") for c in app.registered_commands if c.callback}
+    known = {
+        c.name or c.callback.__name__.rstrip("_") for c in app.registered_commands if c.callback
+    }
     known |= {g.name for g in app.registered_groups}
     fenced = "\n".join(re.findall(r"```\n(.*?)```", README, re.S))
     inline = re.findall(r"`lwlab (\w+)", README)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,9 @@ NEEDS = {r.name: r for r in map(Requirement, PROJECT["dependencies"])}
 def _environment(path: str) -> tuple[dict[str, Requirement], list[str]]:
     spec = yaml.safe_load((ROOT / path).read_text())
     assert spec["channels"] == ["conda-forge", "nodefaults"]
-    plain = [re.sub(r"(?<![<>=])=(?!=)", "==", d) for d in spec["dependencies"] if isinstance(d, str)]
+    plain = [
+        re.sub(r"(?<![<>=])=(?!=)", "==", d) for d in spec["dependencies"] if isinstance(d, str)
+    ]
     pip = [d["pip"] for d in spec["dependencies"] if isinstance(d, dict)]
     return {r.name: r for r in map(Requirement, plain)}, pip[0] if pip else []
 
@@ -86,3 +90,25 @@ def test_no_notebook_lies_outside_its_folder() -> None:
         ["git", "ls-files", "*.ipynb"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.split()
     assert all(name.startswith("notebooks/") for name in listed), listed
+
+
+OPTIONAL = {"datasets", "zarr", "jupyterlab", "jupyter_client", "IPython", "traitlets"}
+
+
+def test_what_is_imported_is_declared() -> None:
+    declared = {n.lower().replace("_", "-") for n in NEEDS}
+    where = packages_distributions()
+    for path in [*(ROOT / "lwlab").rglob("*.py"), *(ROOT / "widgets").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [a.name for a in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            for top in {n.split(".")[0] for n in names} - OPTIONAL - {"lwlab", "lwlab_widgets"}:
+                if top in sys.stdlib_module_names:
+                    continue
+                owners = {d.lower().replace("_", "-") for d in where.get(top, [top])}
+                assert owners & declared, (
+                    f"{path.relative_to(ROOT)} imports {top}: declare {owners}"
+                )
