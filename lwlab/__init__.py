@@ -49,12 +49,17 @@ if TYPE_CHECKING:
         widgets,
     )
     from lwlab.claims import claim
-    from lwlab.models import Anatomy, Model, Tokens, load, wrap
+    from lwlab.models import Anatomy, Model, Tokens
+    from lwlab.models.load import load, wrap
     from lwlab.results import open, save
     from lwlab.tasks import logit_diff
-    from lwlab.tracing import ablate, cache, chain, generate, grads, patch, rules
+    from lwlab.tracing.chain import chain
+    from lwlab.tracing.generate import generate
+    from lwlab.tracing.read import cache, grads
+    from lwlab.tracing.rules import rules
+    from lwlab.tracing.write import ablate, patch
 
-__all__ = ["__version__", *sorted(_LAZY), *_MODULES]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_LAZY), *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,9 +6,12 @@ submodules, `lwlab.models.layouts`), by structure (`lwlab.models.discover`), or 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, field, replace
+from operator import index
 from typing import Literal
+
+from torch import nn
 
 from lwlab.errors import BadInput, MissingSite
 from lwlab.models.sites import SITES, Address, check_sites
@@ -49,7 +52,8 @@ class Anatomy:
 
     Heads: attn_out = attn_post(W_O concat(head_out)), `attn_post` being the norm that sandwich
     architectures put between W_O and the stream. Output:
-    logits = softcap(unembed(logit_scale * final_norm)), with softcap(z) = c tanh(z / c).
+    logits = softcap(unembed(logit_scale * final_norm(h))), with softcap(z) = c tanh(z / c) and
+    h the last stream. `guessed` marks an anatomy that was found by structure.
     """
 
     name: str
@@ -78,6 +82,7 @@ class Anatomy:
     d_vocab: int | None = None
     causal: bool = True
     refuses_rules: str | None = None
+    guessed: bool = False
 
     def sites(self) -> list[str]:
         """Names of the sites this model has, in the vocabulary's order."""
@@ -120,11 +125,40 @@ class Anatomy:
         return replace(a, layer=layer, head=head)
 
     def layers(self, layers: Iterable[int] | int | None) -> list[int]:
-        """Return layer numbers as a checked list; None means all."""
+        """Return layer numbers as a checked list without repeats; None means all."""
         if layers is None:
             return list(range(self.n_layers))
-        wanted = [layers] if isinstance(layers, int) else list(layers)
-        return [self._index(x, self.n_layers, "layer", f"layers={wanted}") for x in wanted]
+        try:
+            wanted = [index(x) for x in (layers if isinstance(layers, Iterable) else [layers])]
+        except TypeError:
+            raise BadInput(f"layers={layers!r}: give whole numbers, as in [0, 5, -1]") from None
+        if not wanted:
+            raise BadInput("layers is empty; leave it out to take all")
+        checked = (self._index(x, self.n_layers, "layer", f"layers={wanted}") for x in wanted)
+        return list(dict.fromkeys(checked))
+
+    def check_paths(self, module: nn.Module) -> None:
+        """Raise BadInput when `module` lacks a path that this anatomy names."""
+        try:
+            blocks = module.get_submodule(self.blocks)
+        except AttributeError:
+            raise BadInput(f"{self.name}: the module has no {self.blocks!r} (blocks)") from None
+        if isinstance(blocks, Sized) and len(blocks) != self.n_layers:
+            raise BadInput(
+                f"{self.name}: n_layers is {self.n_layers}, but {self.blocks!r} has {len(blocks)}"
+            )
+        check_sites(self.taps)
+        roles = ("attn_post", "o_proj", "final_norm", "unembed", "act", "down")
+        paths = {f"site {site}": tap.path for site, tap in self.taps.items()}
+        paths |= {role: getattr(self, role) or "" for role in roles}
+        paths |= {f"stream_norms[{i}]": p for i, p in enumerate(self.stream_norms)}
+        for what, path in paths.items():
+            for layer in range(self.n_layers if "{}" in path else 1):
+                full = path.replace("{}", str(layer)).removesuffix(".lwlab_pattern")
+                try:
+                    module.get_submodule(full)
+                except AttributeError:
+                    raise BadInput(f"{self.name}: the module has no {full!r} ({what})") from None
 
     def _index(self, i: int, n: int, what: str, given: str) -> int:
         if not -n <= i < n:

@@ -28,18 +28,21 @@ def from_layout(module: nn.Module, layout: Layout, stack: str | None = None) -> 
     layout = _variant(layout, config, stack)
     base, blocks = _find_blocks(module, layout, stack)
     first = module.get_submodule(f"{blocks}.0")
-    sizes = _sizes(config, first, layout, len(module.get_submodule(blocks)))  # type: ignore[arg-type]
-    taps = _taps(layout, base, blocks, first, sizes, module)
+    n_layers = len(module.get_submodule(blocks))  # type: ignore[arg-type]
+    sizes = _sizes(config, first, layout, n_layers)
+    taps = _taps(layout, base, blocks, sizes, module)
     block = f"{blocks}.{{}}."
     head = _first(module, [h for h in (layout.head or "").split("|") if h])
     if layout.kind == "encoder-decoder" and stack != "decoder":
         head = None
-    norm = _first(module, [base + layout.norm]) if layout.norm else None
+    norm = _first(module, [base + n for n in (layout.norm or "").split("|") if n])
     missing = _missing(layout, head)
     if head:
         taps["logits"] = Tap("", "output")
-    if norm:
+    if norm and not norm.endswith("project_out"):
         taps["final_norm"] = Tap(norm, "output")
+    else:
+        missing["final_norm"] = "no norm follows its last block"
     writes = ("mixer_out",) if layout.mixer else tuple(
         s for s in ("attn_out", "cross_out", "mlp_out") if s in taps
     )  # fmt: skip
@@ -56,10 +59,20 @@ def from_layout(module: nn.Module, layout: Layout, stack: str | None = None) -> 
         gated=layout.gate is not None,
         down=block + layout.down if layout.down else None,
         causal=layout.causal or stack == "decoder",
-        refuses_rules="mixture-of-experts layers need a rule of their own" if layout.moe
-        else "a state-space mixer needs a rule of its own" if layout.mixer else None,
+        refuses_rules=_no_rules(layout),
         **sizes,
     )  # fmt: skip
+
+
+def _no_rules(layout: Layout) -> str | None:
+    """Why the backward rules do not cover this architecture, or None where they do."""
+    if layout.moe:
+        return "mixture-of-experts layers need a rule of their own"
+    if layout.mixer:
+        return "a state-space mixer needs a rule of its own"
+    if layout.kind == "encoder-decoder":
+        return "cross-attention needs a rule of its own"
+    return None
 
 
 def _variant(layout: Layout, config: Any, stack: str | None) -> Layout:
@@ -69,13 +82,13 @@ def _variant(layout: Layout, config: Any, stack: str | None) -> Layout:
         return replace(layout, parallel=True, mid=None)
     if kind == "opt" and not config.do_layer_norm_before:
         norms = ("self_attn_layer_norm", "final_layer_norm")
-        return replace(layout, stream_norms=norms, mid=f"output:{norms[0]}", norm=None)
+        return replace(layout, stream_norms=norms, mid=f"output:{norms[0]}", norm="project_out")
     if layout.kind == "encoder-decoder":
         if getattr(config, "is_gated_act", False):
             ff = "layer.1.DenseReluDense."
             layout = replace(layout, gate=ff + "wi_0", up=ff + "wi_1")
         if stack == "decoder":
-            moved = {
+            moved: dict[str, Any] = {
                 f: v.replace("layer.1", "layer.2")
                 for f, v in vars(layout).items()
                 if isinstance(v, str) and "layer.1" in v
@@ -89,13 +102,19 @@ def _find_blocks(module: nn.Module, layout: Layout, stack: str | None) -> tuple[
     want = layout.blocks
     if layout.kind == "encoder-decoder":
         want = f"{stack or 'encoder'}.{layout.blocks}"
-    for path, sub in module.named_modules():
-        if isinstance(sub, nn.ModuleList) and re.search(rf"(^|\.){re.escape(want)}$", path):
-            return path[: len(path) - len(layout.blocks)], path
-    raise BadInput(
-        f"{type(module).__name__} has no module list {want!r}; pass anatomy=lw.Anatomy(...) to "
-        "lw.wrap, naming its blocks"
-    )
+    found = [
+        path
+        for path, sub in module.named_modules()
+        if isinstance(sub, nn.ModuleList) and re.search(rf"(^|\.){re.escape(want)}$", path)
+    ]
+    if not found:
+        raise BadInput(
+            f"{type(module).__name__} has no module list {want!r}; pass anatomy=lw.Anatomy(...) to "
+            "lw.wrap, naming its blocks"
+        )
+    # A model that also sees has the blocks of its eyes; the vocabulary is about its language.
+    path = next((p for p in found if "language_model" in p), found[0])
+    return path[: len(path) - len(layout.blocks)], path
 
 
 def _logit_scale(config: Any, layout: Layout) -> float:
@@ -106,12 +125,12 @@ def _logit_scale(config: Any, layout: Layout) -> float:
     return float(config.d_model**-0.5) if tied else 1.0
 
 
-def _sizes(config: Any, block: nn.Module, layout: Layout, n_layers: int) -> dict[str, int | None]:
+def _sizes(config: Any, block: nn.Module, layout: Layout, n_layers: int) -> dict[str, Any]:
     def get(*names: str) -> int | None:
         return next((int(v) for n in names if (v := getattr(config, n, None))), None)
 
     d_model = get("hidden_size", "n_embd", "d_model")
-    sizes: dict[str, int | None] = {
+    sizes: dict[str, Any] = {
         "n_layers": n_layers,
         "d_model": d_model,
         "d_vocab": get("vocab_size"),
@@ -138,7 +157,7 @@ def _features(linear: nn.Module) -> int:
     return int(weight.shape[0])
 
 
-def _qkv_views(layout: Layout, sizes: dict[str, int | None]) -> dict[str, tuple[str, View]]:
+def _qkv_views(layout: Layout, sizes: dict[str, Any]) -> dict[str, tuple[str, View]]:
     n, kv, d = sizes["n_heads"] or 1, sizes["n_kv_heads"] or 1, sizes["d_head"] or 1
     if layout.qkv == "split":
         return {"q": (layout.q, Heads(n)), "k": (layout.k, Heads(kv)), "v": (layout.v, Heads(kv))}
@@ -156,19 +175,19 @@ def _taps(
     layout: Layout,
     base: str,
     blocks: str,
-    first: nn.Module,
-    sizes: dict[str, int | None],
+    sizes: dict[str, Any],
     module: nn.Module,
 ) -> dict[str, Tap]:
     b = f"{blocks}.{{}}."
     taps = {"resid_pre": Tap(b[:-1], "input"), "resid_post": Tap(b[:-1], "output")}
-    if layout.embed and (path := _first(module, [base + layout.embed])):
+    embeds = [base + e for e in (layout.embed or "").split("|") if e]
+    if path := _first(module, embeds):
         taps["embed"] = Tap(path, "output")
     if layout.attn and layout.o:
         taps["attn_in"] = Tap(b + layout.attn, "input")
         taps["attn_pattern"] = Tap(b + layout.attn + ".lwlab_pattern", "output")
-        for site, (path, view) in _qkv_views(layout, sizes).items():
-            taps[site] = Tap(b + path, "output", view)
+        for site, (proj, view) in _qkv_views(layout, sizes).items():
+            taps[site] = Tap(b + proj, "output", view)
         taps["head_out"] = Tap(b + layout.o, "input", Heads(sizes["n_heads"] or 1))
         taps["attn_out"] = Tap(b + (layout.attn_post or layout.o), "output")
     if layout.cross:
@@ -187,8 +206,8 @@ def _taps(
     for site, role, start in (("mlp_gate", layout.gate, 0), ("mlp_up", layout.up, d_mlp)):
         if role:
             fused = role.startswith("columns:")
-            view: View = Columns(start, start + d_mlp) if fused else Whole()
-            taps[site] = Tap(b + role.removeprefix("columns:"), "output", view)
+            part = Columns(start, start + d_mlp) if fused else Whole()
+            taps[site] = Tap(b + role.removeprefix("columns:"), "output", part)
     if layout.down:
         taps["neurons"] = Tap(b + layout.down, "input")
     return taps
@@ -212,7 +231,10 @@ def _missing(layout: Layout, head: str | None) -> dict[str, str]:
     if layout.cross is None:
         why["cross_out"] = "no cross-attention here"
     if head is None:
-        why["logits"] = "this model was loaded without an output head"
+        encoder = layout.kind == "encoder-decoder"
+        why["logits"] = "the encoder has no output head (see stack='decoder')" if encoder else (
+            "this model was loaded without an output head"
+        )  # fmt: skip
     return why
 
 

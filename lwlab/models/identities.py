@@ -1,14 +1,13 @@
 """An anatomy is accepted when its identities hold on the live model, and refused when not.
 
 A tensor of the right shape from the wrong place passes every shape check; it does not pass these.
-`accept` runs the cheap ones at load (two short forwards); `audit` adds the causal ones (transplants),
-which the tests run on every architecture.
+`measure` is what loading runs (`lwlab.models.accept`): a handful of short forwards. `audit` adds
+self-patches and transplants, which the tests run on every architecture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from lwlab.tracing import engine
 from lwlab.tracing._nnsight import lock
 from lwlab.tracing.edits import Edit
 
-TOLERANCE = 1e-4
 Values = dict[Address, torch.Tensor]
 
 
@@ -28,61 +26,19 @@ def sample(model: Model, seed: int = 0, tokens: int = 6) -> Prompts | None:
     """A small input for this model, or None when its kind of input is unknown."""
     g = torch.Generator().manual_seed(seed)
     config: Any = getattr(model.module, "config", None)
-    if model.anatomy.d_vocab and model.kind in ("decoder", "encoder", "encoder-decoder"):
-        high = min(model.anatomy.d_vocab, 40)
-        low = min(10, high // 2)
-        return torch.randint(low, high, (1, tokens), generator=g)
+    if model.example is not None:
+        return model.example
+    if model.d_vocab and model.kind in ("decoder", "encoder", "encoder-decoder"):
+        high = min(model.d_vocab, 40)
+        ids = torch.randint(min(10, high // 2), high, (1, tokens), generator=g)
+        if model.kind == "encoder-decoder":
+            return {"input_ids": ids, "decoder_input_ids": ids.flip(1)}
+        return ids
     size = getattr(config, "image_size", None) or getattr(model.module, "image_size", None)
     if model.kind == "vision" and size:
         channels = getattr(config, "num_channels", 3)
         return torch.randn(1, channels, size, size, generator=g)
     return None
-
-
-def accept(model: Model) -> Model:
-    """Return the model with its measured `checks`, or raise BadInput naming the identity that fails.
-
-    For an anatomy found by structure, sublayer sites that fail are dropped with the reason.
-    """
-    x = sample(model)
-    if x is None:
-        return model
-    exact = logits_equal(model, x)
-    errors = {} if exact is None else {"logits": exact}
-    if exact:
-        raise BadInput(
-            f"{model.name}: logits through the trace differ from the plain model's by {exact:.2g}; "
-            "was its forward replaced after wrapping? Load a fresh model."
-        )
-    errors |= measure(model, x)
-    wrong = {k: e for k, e in errors.items() if not e <= TOLERANCE * _slack(model)}
-    if (
-        wrong
-        and "writes" in wrong
-        and model.anatomy.refuses_rules == "rules need a known architecture"
-    ):
-        return accept(replace(model, anatomy=_drop_writes(model, wrong["writes"])))
-    if wrong:
-        what = ", ".join(f"{k} (relative error {e:.2g})" for k, e in wrong.items())
-        raise BadInput(
-            f"{model.name}: the anatomy {model.anatomy.name!r} does not fit this model: {what}. "
-            "Pass anatomy=lw.Anatomy(...) with the right modules, or check=False to go on regardless."
-        )
-    return replace(model, checks=errors)
-
-
-def _slack(model: Model) -> float:
-    """Half-precision weights round each sum; allow for it."""
-    return 1.0 if model.dtype in (torch.float32, torch.float64) else 300.0
-
-
-def _drop_writes(model: Model, error: float) -> Any:
-    why = f"found by structure, but the stream identity fails (relative error {error:.2g})"
-    a = model.anatomy
-    for site in ("attn_in", "attn_out", "mlp_in", "mlp_out"):
-        if site in a.taps:
-            a = a.without(site, why)
-    return replace(a, writes=())
 
 
 def logits_equal(model: Model, x: Prompts) -> float | None:
@@ -98,39 +54,87 @@ def logits_equal(model: Model, x: Prompts) -> float | None:
 
 
 def measure(model: Model, x: Prompts) -> dict[str, float]:
-    """Relative error of each identity that the anatomy states (see Anatomy)."""
-    a = model.anatomy
-    wanted = [
-        s for s in ("resid_pre", "resid_mid", "resid_post", "head_out", *a.writes) if s in a.taps
-    ]
+    """Relative error of each identity that the anatomy states, at the worst layer.
+
+    * chain: resid_post_l = resid_pre_(l+1)
+    * writes, resid_mid: the stream equations of Anatomy
+    * heads: attn_out = attn_post(W_O concat(head_out))
+    * neurons: neurons = f(mlp_gate) * mlp_up, or f(mlp_up)
+    * final_norm, unembed: of the last resid_post
+    * pattern: head_out = attn_pattern v, head by head
+    * queries: a query changed at one position changes head_out there and nowhere else
+    * kernel: logits with explicit attention = logits with the model's own
+    """
+    a, last = model.anatomy, model.n_layers - 1
+    plain = ("resid_pre", "resid_mid", "resid_post", "head_out", "mlp_gate", "mlp_up", "neurons")
+    wanted = [s for s in dict.fromkeys((*plain, *a.writes)) if s in a.taps]
     reads = [Address(s, i) for s in wanted for i in range(a.n_layers)]
     reads += [Address("final_norm")] if "final_norm" in a.taps else []
     out = engine.run(model, x, reads, logits="all")
-    v, errors = out.values, {}
+    v, z = out.values, out.logits
+    errors: dict[str, float] = {}
 
-    def each(
-        f: Callable[[int], tuple[torch.Tensor, torch.Tensor]], layers: int = a.n_layers
-    ) -> float:
-        return max(_error(*f(i)) for i in range(layers))
+    def each(f: Callable[[int], tuple[torch.Tensor, str, int]], n: int = a.n_layers) -> float:
+        pairs = ((got, v[Address(site, i)]) for got, site, i in map(f, range(n)))
+        return max((_error(got, want) for got, want in pairs), default=0.0)
 
     with lock(model), torch.no_grad():
-        if a.n_layers > 1:
-            errors["chain"] = each(
-                lambda i: (v[Address("resid_post", i)], v[Address("resid_pre", i + 1)]),
-                a.n_layers - 1,
-            )
+        errors["chain"] = each(lambda i: (v[Address("resid_post", i)], "resid_pre", i + 1), last)
         if a.writes:
-            errors["writes"] = each(lambda i: (_stream(model, v, i), v[Address("resid_post", i)]))
-        if "resid_mid" in a.taps:
-            errors["resid_mid"] = each(lambda i: (_mid(model, v, i), v[Address("resid_mid", i)]))
+            errors["writes"] = each(lambda i: (_stream(model, v, i), "resid_post", i))
+        if a.writes and "resid_mid" in a.taps:
+            errors["resid_mid"] = each(lambda i: (_mid(model, v, i), "resid_mid", i))
         if "head_out" in a.taps and a.o_proj and "attn_out" in a.taps:
-            errors["heads"] = each(lambda i: (_project(model, v, i), v[Address("attn_out", i)]))
-        if a.unembed and a.kind != "generic" and out.logits is not None:
-            last = v.get(Address("final_norm"), v[Address("resid_post", a.n_layers - 1)])
-            if a.kind == "vision":
-                last = last[:, 0]
-            errors["unembed"] = _error(model.unembed(last, norm=False), out.logits)
+            errors["heads"] = each(lambda i: (_project(model, v, i), "attn_out", i))
+        if {"mlp_up", "neurons"} <= a.taps.keys() and a.act:
+            errors["neurons"] = each(lambda i: (_activate(model, v, i), "neurons", i))
+        stream = v[Address("resid_post", last)]
+        if "final_norm" in a.taps and a.final_norm:
+            normed = model.module.get_submodule(a.final_norm)(stream)
+            errors["final_norm"] = _error(normed, v[Address("final_norm")])
+        if a.unembed and a.kind != "generic" and z is not None:
+            # An image classifier reads the stream of its class token.
+            errors["unembed"] = _error(
+                model.unembed(stream[:, 0] if a.kind == "vision" else stream), z
+            )
+    if {"attn_pattern", "v", "head_out"} <= a.taps.keys():
+        errors |= _attention(model, x, z)
     return errors
+
+
+def _attention(model: Model, x: Prompts, z: torch.Tensor | None) -> dict[str, float]:
+    a = model.anatomy
+    at = {s: [Address(s, i) for i in range(a.n_layers)] for s in ("attn_pattern", "v", "head_out")}
+    out = engine.run(model, x, [r for group in at.values() for r in group], logits="all")
+    errors = {"pattern": 0.0}
+    for pattern, v, z_heads in zip(*(map(out.values.__getitem__, group) for group in at.values())):
+        if v.shape[2] != a.n_kv_heads or z_heads.shape[2:] != (a.n_heads, a.d_head):
+            return {"pattern": float("inf")}
+        v = v.repeat_interleave(pattern.shape[1] // v.shape[2], 2)
+        mixed = torch.einsum("bhqk,bkhd->bqhd", pattern, v)
+        errors["pattern"] = max(errors["pattern"], _error(mixed, z_heads))
+    if z is not None and out.logits is not None:
+        errors["kernel"] = _error(out.logits, z)
+    if "q" in a.taps:
+        errors["queries"] = _queries(model, x)
+    return errors
+
+
+def _queries(model: Model, x: Prompts) -> float:
+    """How far a change of one query reaches beyond its position; infinite if it does nothing."""
+    layer = model.n_layers // 2
+    q, z = Address("q", layer), Address("head_out", layer)
+    base = engine.run(model, x, [z], logits=None).values[z]
+    n = base.shape[1]
+    if n < 2:
+        return 0.0
+    rows, columns = torch.tensor([0]), torch.tensor([[n - 2]])
+    # Turned round, not scaled: a norm on queries would undo a scale.
+    turn = Edit(q, lambda old: old.flip(-1) * 2 + 1, columns=columns, rows=rows)
+    change = (engine.run(model, x, [z], [turn], logits=None).values[z] - base).abs()[0]
+    here = float(change[n - 2].max())
+    change[n - 2] = 0
+    return float(change.max()) / here if here else float("inf")
 
 
 def _module(model: Model, path: str, layer: int) -> Any:
@@ -162,6 +166,15 @@ def _project(model: Model, v: Values, i: int) -> torch.Tensor:
     return _module(model, a.attn_post, i)(x) if a.attn_post else x
 
 
+def _activate(model: Model, v: Values, i: int) -> torch.Tensor:
+    a = model.anatomy
+    assert a.act is not None
+    if not a.gated:
+        x: torch.Tensor = _module(model, a.act, i)(v[Address("mlp_up", i)])
+        return x
+    return _module(model, a.act, i)(v[Address("mlp_gate", i)]) * v[Address("mlp_up", i)]
+
+
 def _error(a: torch.Tensor, b: torch.Tensor) -> float:
     """max |a - b| / max |b|; infinite for different shapes."""
     if a.shape != b.shape:
@@ -171,9 +184,11 @@ def _error(a: torch.Tensor, b: torch.Tensor) -> float:
 
 # Patching the causes with another prompt's values must give the other prompt's effect.
 TRANSPLANTS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("embed",), "logits"),
     (("resid_pre",), "logits"),
     (("resid_mid",), "logits"),
     (("resid_post",), "logits"),
+    (("final_norm",), "logits"),
     (("attn_in",), "attn_out"),
     (("q", "k", "v"), "head_out"),
     (("attn_pattern", "v"), "head_out"),
@@ -189,6 +204,7 @@ def audit(model: Model, layer: int | None = None) -> dict[str, float]:
     """All identities, patching each site with itself, and the transplants, at one layer.
 
     Returns relative errors by name; each should be rounding (0.0 for self-patches in float32).
+    Raises BadInput for a model whose kind of input is unknown.
     """
     a = model.anatomy
     layer = a.n_layers // 2 if layer is None else layer
@@ -196,14 +212,18 @@ def audit(model: Model, layer: int | None = None) -> dict[str, float]:
     if x is None or y is None:
         raise BadInput(f"{model.name}: no sample input is known for this kind of model")
     errors = {**measure(model, x), "logits": logits_equal(model, x) or 0.0}
-    sites = [s for s in a.taps if s not in ("logits",)]
-    here = {s: Address(s, None if s in ("embed", "final_norm") else layer) for s in sites}
-    mine, theirs = (engine.run(model, p, here.values(), logits="all") for p in (x, y))
+    here = {
+        s: Address(s, None if s in ("embed", "final_norm") else layer) for s in a.taps
+        if s != "logits"
+    }  # fmt: skip
     for s, at in here.items():
-        base = engine.run(model, x, [at], logits="all").logits
-        again = engine.run(model, x, [], [Edit(at, mine.values[at])], logits="all").logits
-        if base is not None and again is not None:
-            errors[f"self:{s}"] = _error(again, base)
+        base = engine.run(model, x, [at], logits="all")
+        again = engine.run(model, x, [at], [Edit(at, base.values[at])], logits="all")
+        same = [_error(again.values[at], base.values[at])]
+        if base.logits is not None and again.logits is not None:
+            same.append(_error(again.logits, base.logits))
+        errors[f"self:{s}"] = max(same)
+    theirs = engine.run(model, y, here.values(), logits="all")
     for causes, effect in TRANSPLANTS:
         if effect == "logits" and "cross_out" in here:
             continue  # a decoder's stream does not carry what it reads from the encoder

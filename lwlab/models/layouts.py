@@ -7,7 +7,7 @@ Paths are relative to the block; "" is the block itself. Facts checked on transf
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lwlab.models.anatomy import Kind
 
@@ -52,11 +52,11 @@ class Layout:
 
 
 def _llama(*types: str, **changes: object) -> Layout:
-    base: dict[str, object] = dict(
-        blocks="layers", embed="embed_tokens", norm="norm",
-        gate="mlp.gate_proj", up="mlp.up_proj", act="mlp.act_fn", down="mlp.down_proj",
-    )  # fmt: skip
-    return Layout(model_types=types, **{**base, **changes})  # type: ignore[arg-type]
+    base: dict[str, Any] = {
+        "blocks": "layers", "embed": "embed_tokens", "norm": "norm", "gate": "mlp.gate_proj",
+        "up": "mlp.up_proj", "act": "mlp.act_fn", "down": "mlp.down_proj",
+    }  # fmt: skip
+    return Layout(model_types=types, **{**base, **changes})
 
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -72,42 +72,51 @@ LAYOUTS: tuple[Layout, ...] = (
         mid="shared:mlp",
         attn_post="post_attention_layernorm", mlp_post="post_feedforward_layernorm",
     ),
-    _llama("phi3", qkv="columns", q="self_attn.qkv_proj", gate="columns:mlp.gate_up_proj",
-           up="columns:mlp.gate_up_proj", act="mlp.activation_fn"),
-    _llama("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", gate=None, up=None, act=None, down=None, moe=True),
-    Layout(
-        ("gpt2",), blocks="h", embed="wte", norm="ln_f", attn="attn", qkv="columns", q="attn.c_attn",
-        o="attn.c_proj", mid="shared:ln_2", up="mlp.c_fc", act="mlp.act", down="mlp.c_proj",
+    _llama(
+        "phi3", qkv="columns", q="self_attn.qkv_proj", gate="columns:mlp.gate_up_proj",
+        up="columns:mlp.gate_up_proj", act="mlp.activation_fn",
+    ),
+    _llama(
+        "mixtral", "qwen2_moe", "qwen3_moe", "olmoe",
+        gate=None, up=None, act=None, down=None, moe=True,
     ),
     Layout(
-        ("gpt_neox",), blocks="layers", embed="embed_in", norm="final_layer_norm", attn="attention",
-        qkv="interleaved", q="attention.query_key_value", o="attention.dense",
-        up="mlp.dense_h_to_4h", act="mlp.act", down="mlp.dense_4h_to_h",
-        head="lm_head|embed_out",
+        ("gpt2",), blocks="h", embed="wte", norm="ln_f",
+        attn="attn", qkv="columns", q="attn.c_attn", o="attn.c_proj",
+        mid="shared:ln_2", up="mlp.c_fc", act="mlp.act", down="mlp.c_proj",
     ),
     Layout(
-        ("opt",), blocks="layers", embed="embed_tokens", norm="final_layer_norm",
-        o="self_attn.out_proj", mid="shared:final_layer_norm", mlp_in="fc1", mlp_out="fc2",
-        up="fc1", act="activation_fn", down="fc2",
+        ("gpt_neox",), blocks="layers", embed="embed_in", norm="final_layer_norm",
+        attn="attention", qkv="interleaved", q="attention.query_key_value", o="attention.dense",
+        up="mlp.dense_h_to_4h", act="mlp.act", down="mlp.dense_4h_to_h", head="lm_head|embed_out",
     ),
     Layout(
-        ("phi",), blocks="layers", embed="embed_tokens", norm="final_layernorm", o="self_attn.dense",
-        mid=None, up="mlp.fc1", act="mlp.activation_fn", down="mlp.fc2", parallel=True,
+        ("opt",), blocks="layers", embed="project_in|embed_tokens",
+        norm="final_layer_norm|project_out",
+        o="self_attn.out_proj", mid="shared:final_layer_norm",
+        mlp_in="fc1", mlp_out="fc2", up="fc1", act="activation_fn", down="fc2",
     ),
     Layout(
-        ("bert", "roberta"), kind="encoder", blocks="encoder.layer", embed="embeddings.word_embeddings",
-        attn="attention.self", q="attention.self.query", k="attention.self.key",
-        v="attention.self.value", o="attention.output.dense", mid="output:attention.output.LayerNorm",
+        ("phi",), blocks="layers", embed="embed_tokens", norm="final_layernorm",
+        o="self_attn.dense", mid=None, parallel=True,
+        up="mlp.fc1", act="mlp.activation_fn", down="mlp.fc2",
+    ),
+    Layout(
+        ("bert", "roberta"), kind="encoder", blocks="encoder.layer",
+        embed="embeddings.word_embeddings", attn="attention.self",
+        q="attention.self.query", k="attention.self.key", v="attention.self.value",
+        o="attention.output.dense", mid="output:attention.output.LayerNorm",
         mlp_in="intermediate", mlp_out="output.dense", up="intermediate.dense",
         act="intermediate.intermediate_act_fn", down="output.dense",
         stream_norms=("attention.output.LayerNorm", "output.LayerNorm"),
         head="cls|lm_head", causal=False,
     ),
     Layout(
-        ("vit",), kind="vision", blocks="layers", embed="embeddings.patch_embeddings", norm="layernorm",
-        attn="attention", q="attention.q_proj", k="attention.k_proj", v="attention.v_proj",
-        o="attention.o_proj", mid="shared:layernorm_after", up="mlp.fc1", act="mlp.activation_fn",
-        down="mlp.fc2", head="classifier", causal=False,
+        ("vit",), kind="vision", blocks="layers", embed="embeddings.patch_embeddings",
+        norm="layernorm", attn="attention",
+        q="attention.q_proj", k="attention.k_proj", v="attention.v_proj", o="attention.o_proj",
+        mid="shared:layernorm_after", up="mlp.fc1", act="mlp.activation_fn", down="mlp.fc2",
+        head="classifier", causal=False,
     ),
     Layout(
         ("t5", "mt5"), kind="encoder-decoder", blocks="block", embed="embed_tokens",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,11 @@ import torch
 from torch import nn
 
 from lwlab.errors import BadInput
-from lwlab.models import build, discover, identities, layouts
+from lwlab.models import build, discover, layouts
+from lwlab.models.accept import accept
 from lwlab.models.anatomy import Anatomy
-from lwlab.models.model import Model
+from lwlab.models.model import Model, Prompts
 from lwlab.tracing import _nnsight, pattern
-
-_log = logging.getLogger(__name__)
 
 
 def load(
@@ -47,15 +45,15 @@ def load(
     from lwlab.models import zoo
 
     local = zoo.resolve(str(name))
-    if local.kind == "vision" and not (Path(local.path) / "config.json").exists():
-        module, tokenizer = _zoo_vision(local), None
+    if local.loader == "vision":
+        module, tokenizer = _vision(local, dtype, device_map), None
     else:
         module, tokenizer = _transformers(local, dtype, device_map)
     if device is not None:
         module = module.to(device)
     return _model(
         module.eval(), None, tokenizer, stack, check,
-        name=str(name), checksum=local.checksum, source=local.source,
+        name=local.name, checksum=local.checksum, source=local.source,
     )  # fmt: skip
 
 
@@ -66,13 +64,18 @@ def wrap(
     *,
     name: str | None = None,
     stack: str | None = None,
+    example: Prompts | None = None,
     check: bool = True,
 ) -> Model:
     """Give any torch module the same treatment as a loaded model.
 
     Without `anatomy`, a known transformers architecture is looked up, and anything else is
-    searched for the longest list of blocks. Raises BadInput when nothing is found, when weights
-    are not finite, or when the identities of an anatomy fail.
+    searched for the longest list of blocks. `example` is a short input (for transformers models
+    one is made): the identities are checked on it, and sublayers found by structure are only
+    kept when they are checked. The module is put in eval mode; its weights are left alone.
+
+    Raises BadInput when nothing is found, when weights are not finite, when `anatomy` names
+    modules that do not exist, or when its identities fail.
     """
     if not isinstance(module, nn.Module):
         raise BadInput(
@@ -80,7 +83,7 @@ def wrap(
         )
     return _model(
         module.eval(), anatomy, tokenizer, stack, check, name=name or type(module).__name__,
-        checksum="", source="wrapped module",
+        checksum="", source="wrapped module", example=example,
     )  # fmt: skip
 
 
@@ -103,17 +106,19 @@ def _model(
     name: str,
     checksum: str,
     source: str,
+    example: Prompts | None = None,
 ) -> Model:
     if check:
         _finite(module, name)
+    if stack not in (None, "encoder", "decoder"):
+        raise BadInput(f"stack={stack!r}; use 'encoder' or 'decoder'")
     anatomy = anatomy or anatomy_of(module, stack)
+    anatomy.check_paths(module)
     if not pattern.prepare(module, anatomy):
         anatomy = anatomy.without("attn_pattern", "its attention is not transformers' own")
     nn_ = _nnsight.wrap(module, tokenizer)
-    model = Model(name, module, nn_, anatomy, tokenizer, checksum, source)
-    if not check:
-        return model
-    return identities.accept(model)
+    model = Model(name, module, nn_, anatomy, tokenizer, checksum, source, example=example)
+    return accept(model) if check else model
 
 
 def _finite(module: nn.Module, name: str) -> None:
@@ -182,7 +187,9 @@ def _quiet() -> Iterator[None]:
             tf_logging.enable_progress_bar()
 
 
-def _zoo_vision(local: Any) -> nn.Module:
+def _vision(local: Any, dtype: torch.dtype, device_map: Any) -> nn.Module:
     from lwlab.models import vision
 
-    return vision.load(local.path)
+    if device_map is not None:
+        raise BadInput(f"{local.name} is one small module: give device=, not device_map=")
+    return vision.load(local.path).to(dtype)

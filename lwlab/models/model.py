@@ -6,14 +6,14 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from lwlab.errors import BadInput, MissingSite
 from lwlab.models.anatomy import Anatomy
-from lwlab.models.tokens import Tokens, tokenize
+from lwlab.models.tokens import Side, Tokens, tokenize
 
 Prompts = str | Sequence[str] | Tokens | torch.Tensor | Mapping[str, torch.Tensor]
 
@@ -24,7 +24,8 @@ class Model:
 
     `module` is the torch model, its weights untouched; `nn` is the raw nnsight model over it, for
     traces of your own; `anatomy` says which sites it has. `rules` names the backward rules in
-    force (see `lw.rules`), empty for an ordinary model.
+    force (see `lw.rules`), empty for an ordinary model. `example` is a short input of the model's
+    own kind, where one was given.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Model:
     source: str = ""
     rules: tuple[str, ...] = ()
     checks: Mapping[str, float] = field(default_factory=dict)
+    example: Prompts | None = None
 
     def __repr__(self) -> str:
         a = self.anatomy
@@ -43,6 +45,13 @@ class Model:
         kv = f" ({a.n_kv_heads} key/value)" if a.n_kv_heads != a.n_heads else ""
         ruled = f", rules {'+'.join(self.rules)}" if self.rules else ""
         return f"<Model {self.name}: {a.name}, {shape}{kv}, d_model {a.d_model}{ruled}>"
+
+    def __reduce__(self) -> Any:
+        """Refuse to be pickled, saying what to send to another process instead."""
+        raise BadInput(
+            f"{self.name}: a Model stays in its process. Send its name and call lw.load there, or "
+            "send model.module and call lw.wrap there."
+        )
 
     @property
     def kind(self) -> str:
@@ -106,25 +115,40 @@ class Model:
     @property
     def max_tokens(self) -> int | None:
         """Longest prompt that the position embeddings allow, or None."""
-        config = getattr(self.module, "config", None)
+        config: Any = getattr(self.module, "config", None)
         value = getattr(config, "max_position_embeddings", None)
-        return int(value) if value else None
+        if not value:
+            return None
+        # RoBERTa counts positions from its padding id + 1, and its table is longer by as much.
+        return int(value) - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
 
-    def tokens(self, prompts: Prompts, padding_side: Literal["left", "right"] = "right") -> Tokens:
+    def tokens(self, prompts: Prompts, padding_side: Side | None = None) -> Tokens:
         """Tokenize prompts with this model's tokenizer (its special tokens, nothing else).
 
-        Raises BadInput for empty or over-long prompts, or when the model has no tokenizer.
+        Unequal prompts are padded on the right, or on `padding_side`; Tokens keep their side
+        unless one is asked for. Raises BadInput for empty or over-long prompts, ids outside the
+        vocabulary, or text when the model has no tokenizer.
         """
         if isinstance(prompts, Mapping):
             raise BadInput("this call needs text or token ids, not a mapping of tensors")
+        if self.kind == "vision":
+            raise BadInput(
+                f"{self.name} reads pictures: pass a [pictures, channels, height, width] tensor"
+            )
         if self.tokenizer is None and not isinstance(prompts, Tokens | torch.Tensor):
             raise BadInput(
                 f"{self.name} has no tokenizer; pass token ids as a [prompts, positions] tensor"
             )
-        return tokenize(self.tokenizer, prompts, padding_side, self.max_tokens).to(self.device)
+        tokens = tokenize(
+            self.tokenizer, prompts, padding_side,
+            max_tokens=self.max_tokens, vocabulary=self.d_vocab,
+        )  # fmt: skip
+        return tokens.to(self.device)
 
     def token_id(self, word: str) -> int:
         """Return the id of `word` where it is one token; raise BadInput showing how it splits."""
+        if self.tokenizer is None:
+            raise BadInput(f"{self.name} has no tokenizer, so no word has an id")
         ids = self.tokenizer(word, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
             parts = [self.tokenizer.decode([i]) for i in ids]

@@ -43,8 +43,8 @@ SITES: dict[str, SiteSpec] = {
         SiteSpec("q", "layer", ("position", "head", "d_head"), "queries before rotary/QK norm"),
         SiteSpec("k", "layer", ("position", "kv_head", "d_head"), "keys before rotary/QK norm"),
         SiteSpec("v", "layer", ("position", "kv_head", "d_head"), "values"),
-        SiteSpec("attn_pattern", "layer", ("head", "query", "position"), "softmax(QK^T), rows sum to 1"),
-        SiteSpec("head_out", "layer", ("position", "head", "d_head"), "z: pattern-weighted values, before W_O"),
+        SiteSpec("attn_pattern", "layer", ("head", "query", "position"), "softmax(QK^T)"),
+        SiteSpec("head_out", "layer", ("position", "head", "d_head"), "z = pattern V, before W_O"),
         SiteSpec("attn_out", "layer", _D, "what attention adds to the stream"),
         SiteSpec("cross_out", "layer", _D, "what cross-attention adds to the stream"),
         SiteSpec("mixer_in", "layer", _D, "what a state-space mixer reads (normalised)"),
@@ -52,8 +52,8 @@ SITES: dict[str, SiteSpec] = {
         SiteSpec("resid_mid", "layer", _D, "residual stream between attention and MLP"),
         SiteSpec("mlp_in", "layer", _D, "what the MLP's projections read (normalised)"),
         SiteSpec("mlp_gate", "layer", ("position", "neuron"), "gate pre-activation of a gated MLP"),
-        SiteSpec("mlp_up", "layer", ("position", "neuron"), "up projection (pre-activation if there is no gate)"),
-        SiteSpec("neurons", "layer", ("position", "neuron"), "post-activation neurons, the input of the down projection"),
+        SiteSpec("mlp_up", "layer", ("position", "neuron"), "up projection; input of f if ungated"),
+        SiteSpec("neurons", "layer", ("position", "neuron"), "activations, what W_down reads"),
         SiteSpec("mlp_out", "layer", _D, "what the MLP adds to the stream"),
         SiteSpec("resid_post", "layer", _D, "residual stream leaving block l"),
         SiteSpec("final_norm", "model", _D, "normalised last stream, what the unembedding reads"),
@@ -103,7 +103,7 @@ class Address:
 
 
 def check_sites(names: str | Iterable[str]) -> list[str]:
-    """Return site names as a list without repeats; raise UnknownName for one that is not in SITES."""
+    """Return site names as a list without repeats; raise UnknownName for one not in SITES."""
     out = list(dict.fromkeys([names] if isinstance(names, str) else names))
     for name in out:
         if name not in SITES:

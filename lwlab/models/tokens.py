@@ -10,6 +10,8 @@ import torch
 
 from lwlab.errors import BadInput
 
+Side = Literal["left", "right"]
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -43,6 +45,11 @@ class Tokens:
     def equal_length(self) -> bool:
         """Whether every prompt has the same number of tokens."""
         return bool((self.lengths == self.lengths[0]).all())
+
+    @property
+    def padded(self) -> bool:
+        """Whether any column is padding."""
+        return not bool(self.mask.all())
 
     @property
     def position_ids(self) -> torch.Tensor:
@@ -86,23 +93,38 @@ class Tokens:
         """Return the batch on `device`."""
         return Tokens(self.ids.to(device), self.mask.to(device), self.strings, self.texts)
 
+    def pad(self, side: Side) -> Tokens:
+        """Return the same prompts with their padding on `side`."""
+        if not self.padded:
+            return self
+        # A stable sort by "is padding" moves each row's own tokens to one end, in their order.
+        mask = self.mask if side == "left" else 1 - self.mask
+        order = mask.argsort(dim=1, stable=True)
+        return Tokens(
+            self.ids.gather(1, order), self.mask.gather(1, order), self.strings, self.texts
+        )
+
 
 def tokenize(
     tokenizer: Any,
     prompts: str | Sequence[str] | Tokens | torch.Tensor,
-    padding_side: Literal["left", "right"] = "right",
+    padding_side: Side | None = None,
+    *,
     max_tokens: int | None = None,
+    vocabulary: int | None = None,
 ) -> Tokens:
     """Turn text (or an id tensor [prompts, columns] without padding) into Tokens.
 
-    The tokenizer's own special tokens are added, and nothing else. Raises BadInput for an empty
-    prompt or one longer than `max_tokens`.
+    The tokenizer's own special tokens are added, and nothing else. Padding is on the right unless
+    `padding_side` says otherwise; Tokens stay as they are without it. Raises BadInput for an empty
+    prompt, one longer than `max_tokens`, or ids outside 0..vocabulary-1.
     """
+    if padding_side not in (None, "left", "right"):
+        raise BadInput(f"padding_side={padding_side!r}; use 'left' or 'right'")
     if isinstance(prompts, Tokens):
-        return prompts
+        return prompts.pad(padding_side) if padding_side else prompts
     if isinstance(prompts, torch.Tensor):
-        ids = prompts if prompts.ndim == 2 else prompts[None]
-        rows = [[int(i) for i in row] for row in ids]
+        rows = _ids(prompts, vocabulary)
         texts = [tokenizer.decode(r) if tokenizer is not None else "" for r in rows]
     else:
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -116,10 +138,28 @@ def tokenize(
             raise BadInput(
                 f"prompt {i} has {len(row)} tokens; this model reads at most {max_tokens}"
             )
-    return _pad(tokenizer, rows, texts, padding_side)
+    return _pad(tokenizer, rows, texts, padding_side or "right")
 
 
-def _pad(tokenizer: Any, rows: list[list[int]], texts: list[str], side: str) -> Tokens:
+def _ids(ids: torch.Tensor, vocabulary: int | None) -> list[list[int]]:
+    """Check a tensor of token ids, [columns] or [prompts, columns], and return it as lists."""
+    if ids.ndim not in (1, 2) or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise BadInput(
+            f"token ids must be whole numbers [prompts, positions], not {ids.dtype} of shape "
+            f"{tuple(ids.shape)}"
+        )
+    if ids.numel() == 0:
+        raise BadInput(f"token ids of shape {tuple(ids.shape)} hold no token")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or (vocabulary is not None and high >= vocabulary):
+        wrong = low if low < 0 else high
+        end = "" if vocabulary is None else f"{vocabulary - 1}"
+        raise BadInput(f"token id {wrong} is outside the vocabulary, 0..{end}")
+    rows: list[list[int]] = (ids if ids.ndim == 2 else ids[None]).tolist()
+    return rows
+
+
+def _pad(tokenizer: Any, rows: list[list[int]], texts: list[str], side: Side) -> Tokens:
     width = max(map(len, rows))
     pad = getattr(tokenizer, "pad_token_id", None)
     pad = pad if pad is not None else getattr(tokenizer, "eos_token_id", None) or 0

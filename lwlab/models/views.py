@@ -47,7 +47,7 @@ class Heads:
     def read(self, t: torch.Tensor) -> torch.Tensor:
         """[..., f] -> [..., heads, d]."""
         part = t[..., self.start : self.stop]
-        return part.unflatten(-1, (self.heads, -1))
+        return part.reshape(*part.shape[:-1], self.heads, -1)
 
     def write(self, t: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         """Put [..., heads, d] back among the other columns."""
@@ -84,11 +84,13 @@ class Interleaved:
 
     def read(self, t: torch.Tensor) -> torch.Tensor:
         """[..., heads * parts * d] -> [..., heads, d]."""
-        return t.unflatten(-1, (self.heads, self.parts, -1))[..., self.part, :]
+        return self._split(t)[..., self.part, :]
 
     def write(self, t: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         """Put [..., heads, d] back between the other parts."""
-        split = t.unflatten(-1, (self.heads, self.parts, -1))
-        pieces = list(split.unbind(-2))
+        pieces = list(self._split(t).unbind(-2))
         pieces[self.part] = new.to(t.dtype)
         return torch.stack(pieces, -2).flatten(-3)
+
+    def _split(self, t: torch.Tensor) -> torch.Tensor:
+        return t.reshape(*t.shape[:-1], self.heads, self.parts, -1)

@@ -1,4 +1,4 @@
-"""Tracers: read, replace and differentiate activations, run layers in any order. Built on nnsight."""
+"""Tracers on nnsight: read, replace and differentiate activations, run layers in any order."""
 
 from lwlab.tracing._nnsight import forget, lock
 from lwlab.tracing.chain import chain

@@ -10,8 +10,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import linecache
+import re
+import sys
 import threading
 import warnings
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -32,21 +35,41 @@ _ANYIO = ("anyio._backends._asyncio", "anyio.streams.tls", "anyio.streams.file",
 
 @cache
 def nnsight() -> Any:
-    """Import nnsight once, safely. Raises LwlabError for a version this code was not tested with."""
+    """Import nnsight once, safely; raise LwlabError for a version this code was not tested with."""
     found = version("nnsight")
-    if not found.startswith("0.8."):
+    if not re.match(r"0\.8\.[1-9]", found):
         raise LwlabError(
-            f"nnsight {found} is installed; lwlab needs >=0.8.1,<0.9: pip install 'nnsight>=0.8.1,<0.9'"
+            f"nnsight {found} does not work with lwlab: pip install 'nnsight>=0.8.1,<0.9'"
         )
+    with _unmounted():
+        _load_anyio()
+    module = importlib.import_module("nnsight")
+    _watch_notebook()
+    return module
+
+
+def _load_anyio() -> None:
     for name in _ANYIO:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     with contextlib.suppress(ImportError, AttributeError):
         # anyio.abc is lazy: this attribute is the class whose late definition would fail.
         importlib.import_module("anyio.abc").SocketAttribute  # noqa: B018
-    module = importlib.import_module("nnsight")
-    _watch_notebook()
-    return module
+
+
+@contextlib.contextmanager
+def _unmounted() -> Iterator[None]:
+    """Without nnsight's `.save` on every object, where somebody imported nnsight before us."""
+    loaded = sys.modules.get("nnsight")
+    if loaded is None or not hasattr(object, "save"):
+        yield
+        return
+    mounts = importlib.import_module("nnsight._c")
+    mounts.unmount("save")
+    try:
+        yield
+    finally:
+        mounts.mount(loaded.save, "save")
 
 
 def wrap(module: nn.Module, tokenizer: Any = None) -> Any:

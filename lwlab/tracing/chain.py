@@ -11,10 +11,10 @@ import xarray as xr
 
 from lwlab.errors import BadInput
 from lwlab.models.model import Model, Prompts
-from lwlab.results import label
+from lwlab.results import label, provenance
 from lwlab.tracing import engine, labels
 from lwlab.tracing._nnsight import envoy, lock, nnsight
-from lwlab.tracing.write import _kl
+from lwlab.tracing.write import kl
 
 Step = tuple[int, str]
 
@@ -36,47 +36,55 @@ def chain(
     Returns a Dataset with `logits` (prompt, token); with `compare`, `base_logits` of the whole
     model and `moved` (prompt) = KL(base || chain) in nats; with `streams`, `resid` (step, prompt,
     position, d_model), the stream before the first and after each step. Raises BadInput for an
-    empty sequence, a layer out of range, or an encoder-decoder model (its blocks pass position
-    biases on).
+    empty sequence, a layer out of range, blocks that do not fit each other, or an
+    encoder-decoder model (its blocks pass position biases on).
     """
     steps = parse(model, layers)
+    if "logits" not in model.anatomy.taps and not streams:
+        raise BadInput(f"{model.name} has no logits: ask for streams=True")
     data = engine.batch(model, prompts)
     keep = engine.keep_last(model, data)
     with lock(model), torch.no_grad():
-        out = _run(model, data, steps, keep)
-    z = out["logits"]
-    z = engine.last(z, data.tokens, keep.get("logits_to_keep")) if z.ndim == 3 else z
-    result = xr.Dataset({"logits": label(z, ("prompt", "token")).drop_attrs()})
-    if compare:
-        base = engine.run(model, data)
-        assert base.logits is not None
-        result["base_logits"] = label(base.logits, ("prompt", "token")).drop_attrs()
-        result["moved"] = label(_kl(base.logits, z), ("prompt",)).drop_attrs()
-    if streams and data.tokens is not None:
-        kept = torch.stack([labels.own_positions(h, data.tokens) for h in out["streams"]])
-        names = ["embed", *(f"{kind}.{i}" for i, kind in steps)]
-        result["resid"] = label(
-            kept, ("step", "prompt", "position", "d_model"),
-            {"component": (("step",), names), **labels.position_coords(data.tokens, None)},
-        ).drop_attrs()  # fmt: skip
-    return result.assign_attrs(labels.provenance(model, layers=[str(x) for x in layers]))
+        history, z = _run(model, data, steps, keep)
+    result = xr.Dataset()
+    if "logits" in model.anatomy.taps:
+        z = engine.last(z, data.tokens, keep.get("logits_to_keep")) if z.ndim == 3 else z
+        result["logits"] = label(z, ("prompt", "token")).drop_attrs()
+        base = engine.run(model, data).logits if compare else None
+        if base is not None:
+            result["base_logits"] = label(base, ("prompt", "token")).drop_attrs()
+            result["moved"] = label(kl(base, z), ("prompt",)).drop_attrs()
+    if streams:
+        result["resid"] = _resid(data, history, steps)
+    return result.assign_attrs(provenance(model, layers=[str(x) for x in layers]))
+
+
+def _resid(data: engine.Batch, history: list[torch.Tensor], steps: list[Step]) -> xr.DataArray:
+    tokens = data.tokens
+    coords: dict[str, Any] = {
+        "component": (("step",), ["embed", *(f"{kind}.{i}" for i, kind in steps)])
+    }
+    if tokens is not None:
+        history = [labels.own_positions(h, tokens) for h in history]
+        coords |= labels.position_coords(tokens, None)
+    stream = torch.stack(history)
+    dims = ("step", "prompt", *labels.loose_dims(stream.ndim - 1))
+    return label(stream, dims, coords).drop_attrs()
 
 
 def parse(model: Model, layers: Sequence[int | str]) -> list[Step]:
-    """Check a sequence: [(layer, "block" | "attn" | "mlp"), ...]; raise BadInput for what cannot be."""
+    """Check a sequence, [(layer, "block" | "attn" | "mlp"), ...]; raise BadInput if it fails."""
     if model.kind == "encoder-decoder":
         raise BadInput(
             "chain does not run encoder-decoder models: their blocks hand position biases on"
         )
-    if model.kind in ("generic", "vision") and not model.anatomy.writes:
-        raise BadInput(
-            f"{model.name}: its blocks differ in shape, so they cannot be put in another order"
-        )
+    if isinstance(layers, str):
+        raise BadInput(f"layers={layers!r}: give a list, as in [0, 1, 'attn.2']")
     steps: list[Step] = []
     for item in layers:
         kind, _, number = item.rpartition(".") if isinstance(item, str) else ("", "", str(item))
         kind = kind or "block"
-        if kind not in ("block", "attn", "mlp") or not number.lstrip("-").isdigit():
+        if kind not in ("block", "attn", "mlp") or not number.removeprefix("-").isdecimal():
             raise BadInput(f"layers: {item!r} is not understood; write 3, 'attn.3' or 'mlp.3'")
         if kind != "block" and f"{kind}_out" not in model.anatomy.writes:
             raise BadInput(f"layers: {item!r}: {model.name} has no {kind}_out to keep")
@@ -92,18 +100,21 @@ def parse(model: Model, layers: Sequence[int | str]) -> list[Step]:
 
 def _run(
     model: Model, data: engine.Batch, steps: list[Step], keep: dict[str, Any]
-) -> dict[str, Any]:
+) -> tuple[list[torch.Tensor], torch.Tensor]:
     save = nnsight().save
     with model.nn.trace(*data.args, **{**data.inputs, **keep}):
         out: dict[str, Any] = save({})
         _visit(model, model.nn, steps, out)
-    return out
+    if "misfit" in out:
+        raise BadInput(out["misfit"])
+    return out["streams"], out["logits"]
 
 
 def _visit(model: Model, nn_: Any, steps: list[Step], out: dict[str, Any]) -> None:
     # Each block is asked for its arguments (masks, rotary tables) and skipped; the sequence then
     # runs out of band, and its result leaves through the last block's place.
-    blocks = [envoy(nn_, f"{model.anatomy.blocks}.{i}") for i in range(model.n_layers)]
+    path = model.anatomy.taps["resid_pre"]
+    blocks = [envoy(nn_, path.at(i)) for i in range(model.n_layers)]
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     stream: Any = None
     for i, block in enumerate(blocks):
@@ -116,10 +127,18 @@ def _visit(model: Model, nn_: Any, steps: list[Step], out: dict[str, Any]) -> No
     history = [stream]
     for layer, kind in steps:
         args, kwargs = calls[layer]
-        with _only(model, layer, kind):
-            stream = engine.tensor_of(blocks[layer](stream, *args[1:], **kwargs))
+        try:
+            with _only(model, layer, kind):
+                stream = engine.tensor_of(blocks[layer](stream, *args[1:], **kwargs))
+        except RuntimeError as error:
+            what = str(error).splitlines()[0]
+            out["misfit"] = (
+                f"block {layer} of {model.name} cannot read a stream of shape "
+                f"{tuple(history[-1].shape)}: {what}"
+            )
+            break
         history.append(stream)
-    blocks[-1].skip(stream)
+    blocks[-1].skip(history[0] if "misfit" in out else stream)
     out["streams"] = history
     out["logits"] = engine.tensor_of(nn_.output)
 

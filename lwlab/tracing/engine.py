@@ -6,42 +6,48 @@ trace under the module's lock, and hands back raw tensors. Labels are put on by 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from lwlab.errors import NoFiring
+from lwlab.errors import BadInput, NoFiring
 from lwlab.models.anatomy import Anatomy
 from lwlab.models.model import Model, Prompts
 from lwlab.models.sites import SITES, Address
 from lwlab.models.tokens import Tokens
-from lwlab.models.views import View
+from lwlab.models.views import View, Whole
 from lwlab.tracing._nnsight import envoy, lock, nnsight
+from lwlab.tracing.batch import Batch, batch
 from lwlab.tracing.edits import Edit
 from lwlab.tracing.pattern import exposed
 
+__all__ = ["Batch", "Reading", "Trace", "batch", "keep_last", "last", "plan", "run", "tensor_of"]
+
 _ORDER = {site: i for i, site in enumerate(SITES)}
-
-
-@dataclass
-class Batch:
-    """Keyword inputs of one forward, and the tokens behind them where there are any."""
-
-    inputs: dict[str, Any]
-    tokens: Tokens | None
-    args: tuple[Any, ...] = ()
+_EDITS = Edit.__call__.__code__.co_filename
 
 
 @dataclass
 class Trace:
-    """What one run gave: `values[address]`, [prompts, positions, ...] by batch column, and logits."""
+    """What one run gave: `values[address]`, [prompts, columns, ...] of the batch, and logits."""
 
     values: dict[Address, torch.Tensor]
     logits: torch.Tensor | None
     batch: Batch
     edits: Sequence[Edit] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a trace reads: with gradients, [prompts, columns] of the batch, as copies, how much."""
+
+    grad: bool = False
+    shape: tuple[int, int] = (0, 0)
+    clone: bool = False
+    max_bytes: float = float("inf")
 
 
 @dataclass
@@ -55,32 +61,6 @@ class _Event:
     reads: list[tuple[View, Address]] = field(default_factory=list)
 
 
-def batch(model: Model, prompts: Prompts) -> Batch:
-    """Turn prompts (text, ids, Tokens, or a mapping of tensors) into forward inputs."""
-    if isinstance(prompts, Mapping):
-        return Batch({k: v.to(model.device) for k, v in prompts.items()}, None)
-    if model.kind == "vision" and isinstance(prompts, torch.Tensor):
-        name = "pixel_values" if "pixel_values" in model.forward_names else None
-        x = prompts.to(model.device, model.dtype)
-        return Batch({name: x}, None) if name else Batch({}, None, (x,))
-    if model.kind == "generic" and isinstance(prompts, torch.Tensor) and model.tokenizer is None:
-        return Batch({}, None, (prompts.to(model.device),))
-    tokens = model.tokens(prompts)
-    takes = model.forward_names
-    inputs: dict[str, Any] = {"input_ids": tokens.ids}
-    if "attention_mask" in takes:
-        inputs["attention_mask"] = tokens.mask
-    if "position_ids" in takes and not bool((tokens.offsets == 0).all()):
-        inputs["position_ids"] = tokens.position_ids
-    if "decoder_input_ids" in takes:
-        config: Any = model.module.config
-        start = getattr(config, "decoder_start_token_id", None) or config.pad_token_id or 0
-        inputs["decoder_input_ids"] = torch.full_like(tokens.ids[:, :1], start)
-    if "use_cache" in takes:
-        inputs["use_cache"] = False
-    return Batch(inputs, tokens)
-
-
 def run(
     model: Model,
     prompts: Prompts | Batch,
@@ -89,13 +69,18 @@ def run(
     *,
     grad: bool = False,
     logits: str | None = "last",
+    max_bytes: float = float("inf"),
 ) -> Trace:
     """One forward pass with reads and edits.
 
     `logits`: "last" (each prompt's last own token, [prompts, tokens]), "all", or None, in which
     case the pass stops after the last site that is needed. Reads see the edited values. Gradients
-    are off unless `grad`. Raises NoFiring when an edit never ran.
+    are off unless `grad`; with it, what was read lies on the path to the logits, so that
+    `torch.autograd.grad` works on heads and columns too. Raises NoFiring when an edit never ran,
+    BadInput as soon as the reads exceed `max_bytes`, and whatever a user's edit function raised.
     """
+    if grad and torch.is_inference_mode_enabled():
+        raise BadInput("gradients need autograd: leave torch.inference_mode() first")
     data = prompts if isinstance(prompts, Batch) else batch(model, prompts)
     reads = list(dict.fromkeys(reads))
     if logits is not None and "logits" not in model.anatomy.taps:
@@ -104,19 +89,43 @@ def run(
     keep = keep_last(model, data, logits)
     inputs = {**data.inputs, **keep}
     wants_pattern = any(a.site == "attn_pattern" for a in [*reads, *(e.at for e in edits)])
-    shape = tuple(data.tokens.ids.shape) if data.tokens is not None else None
+    rows, columns = data.tokens.ids.shape if data.tokens is not None else (0, 0)
+    # Modules that nobody described may change their tensors in place after we have seen them.
+    clone = model.kind in ("vision", "generic") and not grad
+    how = Reading(grad, (rows, columns), clone, max_bytes)
     with lock(model), exposed(model.module, wants_pattern), torch.set_grad_enabled(grad):
-        out = _trace(model.nn, data.args, inputs, events, logits is not None, grad, shape)  # type: ignore[arg-type]
+        out = guarded(edits, _trace, model.nn, data.args, inputs, events, logits is not None, how)
+    fired(edits)
+    z = out.pop("logits", None)
+    if logits == "last" and z is not None and z.ndim == 3:
+        z = last(z, data.tokens, keep.get("logits_to_keep"))
+    return Trace(out, z, data, edits)
+
+
+def guarded(edits: Sequence[Edit], function: Callable[..., Any], *args: Any) -> Any:
+    """Call `function`; let an error of an edit come out as it was raised, without our frames."""
+    for edit in edits:
+        edit.fired, edit.error = 0, None
+    try:
+        return function(*args)
+    except Exception:
+        error = next((e.error for e in edits if e.error is not None), None)
+        if error is None:
+            raise
+    inner = error.__traceback__
+    while inner is not None and inner.tb_frame.f_code.co_filename != _EDITS:
+        inner = inner.tb_next
+    raise error.with_traceback(inner)
+
+
+def fired(edits: Sequence[Edit]) -> None:
+    """Close the accounts of edits that ran; raise NoFiring for one that did not."""
     for edit in edits:
         if edit.fired == 0:
             raise NoFiring(
                 f"the edit of {edit.at} never ran, so the result would be the unedited model's"
             )
         edit.finish()
-    z = out.pop("logits", None)
-    if logits == "last" and z is not None and z.ndim == 3:
-        z = last(z, data.tokens, keep.get("logits_to_keep"))
-    return Trace(out, z, data, edits)
 
 
 def _trace(
@@ -125,13 +134,12 @@ def _trace(
     inputs: dict[str, Any],
     events: list[_Event],
     want_logits: bool,
-    grad: bool,
-    shape: tuple[int, int] | None,
+    how: Reading,
 ) -> dict[Any, Any]:
     save = nnsight().save
     with nn_.trace(*args, **inputs) as tracer:
         out: dict[Any, Any] = save({})
-        out.update(visit(nn_, events, grad, shape))
+        out.update(visit(nn_, events, how))
         if want_logits:
             out["logits"] = tensor_of(nn_.output)
         elif events:
@@ -139,34 +147,59 @@ def _trace(
     return out
 
 
-def visit(
-    nn_: Any, events: list[_Event], grad: bool = False, shape: tuple[int, int] | None = None
-) -> dict[Address, torch.Tensor]:
+def visit(nn_: Any, events: list[_Event], how: Reading) -> dict[Address, torch.Tensor]:
     """Make the edits and reads of `events` inside a running trace; return what was read."""
     out: dict[Address, torch.Tensor] = {}
+    kept = 0
     for event in events:
         here = envoy(nn_, event.path)
         raw = here.input if event.end == "input" else here.output
         tensor = tensor_of(raw)
         # OPT hands its MLP [prompts * positions, features]: unfold, so that sites look alike.
-        folded = tensor.ndim == 2 and shape is not None and len(tensor) == shape[0] * shape[1]
-        site = tensor.unflatten(0, shape) if folded and shape else tensor
-        if event.edits:
-            for view, edit in event.edits:
-                site = view.write(site, edit(view.read(site)))
-            new = site.flatten(0, 1) if folded else site
-            if event.shared:
-                tensor.copy_(new)
-                site = tensor.unflatten(0, shape) if folded and shape else tensor
-            elif event.end == "input":
-                here.input = new
-            else:
-                here.output = (new, *raw[1:]) if isinstance(raw, tuple) else new
-        if grad and not site.requires_grad:
-            site.requires_grad_(True)
+        folded = tensor.ndim == 2 and len(tensor) == how.shape[0] * how.shape[1]
+        site = tensor.view(*how.shape, -1) if folded else tensor
+        if how.grad and event.shared and (event.edits or folded):
+            site = site.clone()  # what is written back in place below must not be its own source
+        for view, edit in event.edits:
+            site = view.write(site, edit(view.read(site)))
+        changed = bool(event.edits)
         for view, address in event.reads:
-            out[address] = view.read(site)
+            part = view.read(site)
+            if how.grad and not part.requires_grad:
+                part.requires_grad_(True)
+            if how.grad and (folded or not isinstance(view, Whole)):
+                # A view is a dead end for autograd: put it back, so that the model goes through it.
+                site, changed = view.write(site, part), True
+            out[address] = part.clone() if how.clone else part
+            kept += part.nbytes
+            if kept > how.max_bytes:
+                raise too_large(kept, how.max_bytes)
+        if changed:
+            _put(here, event, raw, tensor, site.flatten(0, 1) if folded else site)
     return out
+
+
+def _put(here: Any, event: _Event, raw: Any, tensor: torch.Tensor, new: torch.Tensor) -> None:
+    if event.shared:
+        tensor.copy_(new)
+    elif event.end == "input":
+        here.input = new
+    elif isinstance(raw, tuple | list):
+        here.output = (new, *raw[1:]) if isinstance(raw, tuple) else [new, *raw[1:]]
+    elif isinstance(raw, Mapping):
+        out: Any = copy(raw)
+        out[next(iter(raw))] = new
+        here.output = out
+    else:
+        here.output = new
+
+
+def too_large(size: float, limit: float) -> BadInput:
+    """The error for activations that would not fit."""
+    return BadInput(
+        f"these sites take {size / 1e9:.3g} GB or more and max_bytes is {limit / 1e9:.3g} GB; name "
+        "fewer sites, layers or prompts, or raise max_bytes"
+    )
 
 
 def plan(model: Model, reads: Sequence[Address], edits: Sequence[Edit]) -> list[_Event]:
@@ -200,7 +233,7 @@ def keep_last(model: Model, data: Batch, logits: str | None = "last") -> dict[st
     """Ask the model for the logits of last tokens alone, where it can do that."""
     if "logits_to_keep" not in model.forward_names or logits == "all" or data.tokens is None:
         return {}
-    last = data.tokens.columns(-1).unique()
+    last = data.tokens.columns(-1).unique()  # type: ignore[no-untyped-call]
     width = data.tokens.ids.shape[1]
     return {"logits_to_keep": 1 if last.tolist() == [width - 1] else last}
 

@@ -9,13 +9,16 @@ from typing import Any, Literal
 import torch
 import xarray as xr
 
-from lwlab.errors import BadInput, NoFiring
+from lwlab.errors import BadInput
 from lwlab.models.model import Model, Prompts
-from lwlab.models.sites import Address
+from lwlab.models.sites import SITES, Address
+from lwlab.models.tokens import Tokens
 from lwlab.results import label, provenance
 from lwlab.tracing import engine
 from lwlab.tracing._nnsight import lock
+from lwlab.tracing.batch import from_encoding
 from lwlab.tracing.edits import Edit, Value, parse_edits
+from lwlab.tracing.pattern import exposed
 
 
 def generate(
@@ -30,42 +33,60 @@ def generate(
     """Generate with Hugging Face's `generate`, with `edits` (see `patch`) at every forward pass.
 
     In the first pass an edit sees all prompt positions [prompts, positions, ...], in later ones the
-    new position alone; with positions="last" it touches only the newest position. `options` go to
-    `generate` (do_sample, temperature, streamer, ...); decoding is greedy by default.
+    new position alone, so an array must not run over positions; with positions="last" it touches
+    only the newest position. `options` go to `generate` (do_sample, temperature, streamer, ...);
+    decoding is greedy by default.
 
     Returns a Dataset: `ids` (prompt, step) with -1 after the end, `text` (prompt) of the new
-    tokens. Raises BadInput for a model that does not generate, and NoFiring.
+    tokens. Raises BadInput for a model that does not generate or an edit that cannot be made at
+    every step, and NoFiring.
     """
-    if not hasattr(model.module, "generate") or "logits" not in model.anatomy.taps:
-        raise BadInput(f"{model.name} does not generate text; load a decoder")
+    if model.kind != "decoder" or not hasattr(model.module, "generate"):
+        raise BadInput(f"{model.name} does not generate text here; load a decoder")
     if positions not in ("all", "last"):
         raise BadInput(f"positions={positions!r}; use 'all' or 'last'")
     if max_new_tokens < 1:
         raise BadInput("max_new_tokens must be at least 1")
+    if isinstance(prompts, Mapping):
+        prompts = from_encoding(model, prompts)
     tokens = model.tokens(prompts, padding_side="left")
-    work = parse_edits(model.anatomy, edits, None) if edits else []
-    if positions == "last":
-        work = [Edit(e.at, _newest(e)) for e in work]
+    longest = int(tokens.lengths.max()) + max_new_tokens
+    if model.max_tokens and longest > model.max_tokens:
+        raise BadInput(
+            f"{longest} tokens (the longest prompt and {max_new_tokens} new ones) are more than "
+            f"the {model.max_tokens} that {model.name} reads; lower max_new_tokens"
+        )
+    work = _edits(model, tokens, edits, positions) if edits else []
     inputs = {"input_ids": tokens.ids, "attention_mask": tokens.mask}
     options = {"do_sample": False, "max_new_tokens": max_new_tokens, **options}
     pad = getattr(model.tokenizer, "pad_token_id", None)
     options.setdefault("pad_token_id", pad if pad is not None else 0)
-    with lock(model), torch.no_grad():
-        result = _run(model.nn, inputs, options, engine.plan(model, [], work))
-    for edit in work:
-        if not edit.fired:
-            raise NoFiring(f"the edit of {edit.at} never ran during generation")
-        edit.finish()
-    new = result[:, tokens.ids.shape[1] :]
-    return _label(model, tokens.texts, new, work, pad)
+    pattern = any(e.at.site == "attn_pattern" for e in work)
+    with lock(model), exposed(model.module, pattern), torch.no_grad():
+        events = engine.plan(model, [], work)
+        result = engine.guarded(work, _run, model.nn, inputs, options, events)
+    engine.fired(work)
+    return _label(model, tokens, result[:, tokens.ids.shape[1] :], options, work)
+
+
+def _edits(
+    model: Model, tokens: Tokens, edits: Mapping[str | Address, Value], positions: str
+) -> list[Edit]:
+    """Check edits as for a prompt of one position: that is what every step but the first has."""
+    one = Tokens(tokens.ids[:, -1:], tokens.mask[:, -1:], tokens.strings, tokens.texts)
+    work = parse_edits(model.anatomy, edits, None, one)
+    if positions == "all":
+        return work
+    if patterns := [e.at for e in work if SITES[e.at.site].dims[0] != "position"]:
+        raise BadInput(f"positions='last' does not apply to {patterns[0]}")
+    return [Edit(e.at, _newest(e)) for e in work]
 
 
 def _newest(edit: Edit) -> Any:
     def last_only(part: torch.Tensor) -> torch.Tensor:
-        new = edit.value(part[:, -1:]) if callable(edit.value) else edit.value
-        out = part.clone()
-        out[:, -1:] = torch.as_tensor(new, device=part.device, dtype=part.dtype)
-        return out
+        inner = Edit(edit.at, edit.value)
+        part[:, -1:] = inner.replacement(part[:, -1:])
+        return part
 
     return last_only
 
@@ -73,19 +94,20 @@ def _newest(edit: Edit) -> Any:
 def _run(
     nn_: Any, inputs: dict[str, Any], options: dict[str, Any], events: list[Any]
 ) -> torch.Tensor:
-    if not events:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            out: torch.Tensor = nn_._module.generate(**inputs, **options)
-        return out
+    with warnings.catch_warnings():
+        # An open-ended loop always leaves one request, for a step that never comes.
+        warnings.simplefilter("ignore")
+        if not events:
+            plain: torch.Tensor = nn_._module.generate(**inputs, **options)
+            return plain
+        return _generate(_edited(nn_, events), inputs, options)
+
+
+def _edited(nn_: Any, events: list[Any]) -> Any:
     with nn_.edit() as (tracer, edited):
         for _ in tracer.iter[:]:
-            engine.visit(edited, events)
-    with warnings.catch_warnings():
-        # The open-ended loop always leaves one request for a step that never comes.
-        warnings.simplefilter("ignore")
-        result = _generate(edited, inputs, options)
-    return result
+            engine.visit(edited, events, engine.Reading())
+    return edited
 
 
 def _generate(edited: Any, inputs: dict[str, Any], options: dict[str, Any]) -> torch.Tensor:
@@ -95,25 +117,20 @@ def _generate(edited: Any, inputs: dict[str, Any], options: dict[str, Any]) -> t
 
 
 def _label(
-    model: Model, texts: tuple[str, ...], new: torch.Tensor, edits: list[Edit], pad: int | None
+    model: Model, tokens: Tokens, new: torch.Tensor, options: dict[str, Any], edits: list[Edit]
 ) -> xr.Dataset:
-    eos = (
-        model.module.generation_config.eos_token_id
-        if hasattr(model.module, "generation_config")
-        else None
-    )
-    ends = set(eos) if isinstance(eos, list) else {eos}
+    config: Any = getattr(model.module, "generation_config", None)
+    eos = options.get("eos_token_id", getattr(config, "eos_token_id", None))
+    ends = set(eos) if isinstance(eos, list | tuple) else {eos}
     rows, said = [], []
     for row in new.tolist():
-        stop = next(
-            (i for i, t in enumerate(row) if t in ends or (pad not in ends and t == pad)), len(row)
-        )
+        stop = next((i for i, t in enumerate(row) if t in ends), len(row))
         rows.append([*row[:stop], *[-1] * (len(row) - stop)])
         said.append(model.tokenizer.decode(row[:stop]) if model.tokenizer else "")
     told = [f"{e.at}: fired {e.fired}" for e in edits]
     ids = label(torch.tensor(rows), ("prompt", "step"))
     return xr.Dataset(
         {"ids": ids.drop_attrs(), "text": ("prompt", said)},
-        coords={"prompt_text": ("prompt", list(texts))},
+        coords={"prompt_text": ("prompt", list(tokens.texts))},
         attrs=provenance(model, edits=told),
     )

@@ -16,12 +16,16 @@ from lwlab.models.tokens import Tokens
 from lwlab.results import label, provenance
 from lwlab.tracing.engine import Trace
 
-_IMAGE = {4: ("channel", "height", "width"), 3: ("position", "d_model"), 2: ("d_model",)}
+
+def loose_dims(ndim: int) -> tuple[str, ...]:
+    """Names for the axes after (prompt) of a stream that is no sequence of tokens."""
+    known = {4: ("channel", "height", "width"), 3: ("position", "d_model"), 2: ("d_model",)}
+    return known.get(ndim, tuple(f"axis_{i}" for i in range(1, ndim)))
 
 
 def own_positions(values: torch.Tensor, tokens: Tokens, axis: int = 1) -> torch.Tensor:
     """Move each prompt's own tokens to the front of `axis` and put NaN after them."""
-    offsets, lengths = tokens.offsets, tokens.lengths
+    offsets, lengths = tokens.offsets.to(values.device), tokens.lengths.to(values.device)
     longest = int(lengths.max())
     if bool((offsets == 0).all()) and tokens.equal_length:
         return values.narrow(axis, 0, longest)
@@ -55,29 +59,46 @@ def positions_of(tokens: Tokens | None, positions: int | Iterable[int] | None) -
     return wanted
 
 
-def site_array(
-    model: Model, trace: Trace, site: str, layers: list[int], positions: list[int] | None
+def site_arrays(
+    trace: Trace, site: str, layers: list[int], positions: list[int] | None
+) -> dict[str, xr.DataArray]:
+    """Label one site of a trace: {site: (prompt, [layer,] ...)}.
+
+    Layers that differ in shape cannot share an array: they come one by one, {"resid_post.3":
+    (prompt, channel.3, ...)}.
+    """
+    if SITES[site].scope == "model":
+        return {site: _array(trace, site, None, positions)}
+    shapes = {trace.values[Address(site, i)].shape for i in layers}
+    if len(shapes) == 1:
+        return {site: _array(trace, site, layers, positions)}
+    out = {}
+    for i in layers:
+        one = _array(trace, site, [i], positions).squeeze("layer", drop=True)
+        names = {d: f"{d}.{i}" for d in one.dims if d != "prompt"}
+        out[f"{site}.{i}"] = one.rename(names).rename(f"{site}.{i}")
+    return out
+
+
+def _array(
+    trace: Trace, site: str, layers: list[int] | None, positions: list[int] | None
 ) -> xr.DataArray:
-    """Label one site of a trace: (prompt, [layer,] ...)."""
     spec, tokens = SITES[site], trace.batch.tokens
-    scoped = spec.scope == "layer"
-    parts = [
-        trace.values[Address(site, i if scoped else None)] for i in (layers if scoped else [0])
-    ]
-    dims = spec.dims if parts[0].ndim == len(spec.dims) + 1 else _IMAGE[parts[0].ndim]
-    texty = (
-        tokens is not None and "position" in dims and parts[0].shape[1:2] == tokens.ids.shape[1:]
-    )
-    texty = texty or (tokens is not None and site == "attn_pattern")
-    if texty and tokens is not None:
-        for axis in (dims.index("position") + 1, *([2] if "query" in dims else [])):
+    scoped = layers is not None
+    at = [Address(site)] if layers is None else [Address(site, i) for i in layers]
+    parts = [trace.values[a] for a in at]
+    parts = [part.to(parts[0].device) for part in parts]
+    dims = spec.dims if parts[0].ndim == len(spec.dims) + 1 else loose_dims(parts[0].ndim)
+    coords: dict[str, Any] = {"layer": layers} if layers is not None else {}
+    along = [d for d in ("position", "query") if d in dims]
+    columns = {parts[0].shape[dims.index(d) + 1] for d in along}
+    if tokens is not None and columns == {tokens.ids.shape[1]}:
+        for axis in (dims.index(d) + 1 for d in along):
             parts = [_take(own_positions(x, tokens, axis), tokens, positions, axis) for x in parts]
+        coords |= position_coords(tokens, positions)
+        coords |= {"query": coords["position"]} if "query" in dims else {}
     data = torch.stack(parts, 1) if scoped else parts[0]
     all_dims = ("prompt", "layer", *dims) if scoped else ("prompt", *dims)
-    coords: dict[str, Any] = {"layer": layers} if scoped else {}
-    coords |= position_coords(tokens, positions) if texty and tokens is not None else {}
-    if "query" in dims and "position" in coords:
-        coords["query"] = coords["position"]
     return label(data, all_dims, coords, name=site, site=site, meaning=spec.meaning)
 
 
@@ -85,6 +106,7 @@ def _take(x: torch.Tensor, tokens: Tokens, positions: list[int] | None, axis: in
     if positions is None:
         return x
     columns = torch.stack([tokens.columns(p) for p in positions], 1) - tokens.offsets[:, None]
+    columns = columns.to(x.device)
     shape = [1] * x.ndim
     shape[0], shape[axis] = columns.shape
     return x.gather(axis, columns.view(shape).expand(*_with(x.shape, axis, columns.shape[1])))
@@ -104,7 +126,7 @@ def _at(row: Sequence[str], p: int) -> str:
     return row[p] if -len(row) <= p < len(row) else ""
 
 
-def logits_array(model: Model, trace: Trace, positions: list[int] | None) -> xr.DataArray | None:
+def logits_array(trace: Trace, positions: list[int] | None) -> xr.DataArray | None:
     """Label logits: (prompt, token) for last tokens, (prompt, position, token) for all."""
     z, tokens = trace.logits, trace.batch.tokens
     if z is None:
@@ -128,8 +150,11 @@ def dataset(
     **attrs: object,
 ) -> xr.Dataset:
     """Gather labelled sites and logits into one Dataset with provenance."""
-    arrays = {s: site_array(model, trace, s, layers, positions) for s in sites if s != "logits"}
-    z = logits_array(model, trace, positions)
+    arrays: dict[str, xr.DataArray] = {}
+    for s in sites:
+        if s != "logits":
+            arrays |= site_arrays(trace, s, layers, positions)
+    z = logits_array(trace, positions)
     if z is not None:
         arrays["logits"] = z
     out = xr.Dataset({k: a.drop_attrs() if k == "logits" else a for k, a in arrays.items()})

@@ -33,7 +33,7 @@ def explicit_attention(
     position_bias: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A = softmax(cap(s Q K^T) + bias + mask), Z = A V; query heads share key/value heads in groups.
+    """A = softmax(cap(s Q K^T) + bias + mask), Z = A V, with groups of heads sharing keys.
 
     query: [b, heads, q, d]; key, value: [b, kv_heads, k, d]. Returns (Z [b, q, heads, d],
     A [b, heads, q, k]). Raises BadInput for attention sinks, which this form does not have.

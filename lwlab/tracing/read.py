@@ -42,8 +42,12 @@ def cache(
     streams, (prompt, layer, position, head, d_head) for head_out, and so on (`lw.models.SITES`);
     `logits` is (prompt, position, token). Positions are each prompt's own, NaN beyond its end.
     Only the sites named are kept, the run stops after the last of them, and no gradient is
-    recorded. Raises UnknownName or MissingSite for a site, BadInput for a layer or position out
-    of range or when more than `max_bytes` would be kept; all before the run.
+    recorded. `positions` selects queries and keys alike in attn_pattern. Blocks whose streams
+    differ in shape give one variable a layer, "resid_post.3", with its own "channel.3" and so on.
+
+    Raises UnknownName or MissingSite for a site, BadInput for a layer or position out of range or
+    when more than `max_bytes` would be kept: before the run, or, for a model that does not read
+    tokens, as soon as the limit is passed.
     """
     wanted = model.anatomy.require(sites)
     chosen = model.anatomy.layers(layers)
@@ -51,16 +55,16 @@ def cache(
     at = labels.positions_of(data.tokens, positions)
     size = _bytes(model, data, wanted, len(chosen))
     if size > max_bytes:
-        raise BadInput(
-            f"these sites take {size / 1e9:.1f} GB and max_bytes is {max_bytes / 1e9:.1f} GB; name fewer "
-            "sites, layers or prompts, or raise max_bytes"
-        )
+        raise engine.too_large(size, max_bytes)
     reads = addresses(model, wanted, chosen)
-    trace = engine.run(model, data, reads, logits="all" if "logits" in wanted else None)
+    logits = "all" if "logits" in wanted else None
+    trace = engine.run(model, data, reads, logits=logits, max_bytes=max_bytes)
+    size = size or sum(v.nbytes for v in trace.values.values())
     return labels.dataset(model, trace, wanted, chosen, at, bytes=size)
 
 
 def _bytes(model: Model, data: engine.Batch, sites: list[str], n_layers: int) -> int:
+    """What the sites of a token batch will take; 0 where only the run can tell."""
     if data.tokens is None:
         return 0
     a, (rows, columns) = model.anatomy, data.tokens.ids.shape
@@ -92,13 +96,17 @@ def grads(
     prompts do not mix. Under `lw.rules` the backward pass follows the rules.
 
     Returns a Dataset with the gradient of each site, its value (`<site>_value`) and `metric`
-    (prompt). Raises BadInput when the metric does not give one finite number a prompt, and as
-    `cache` does.
+    (prompt). Raises BadInput when the metric does not give one finite number a prompt or does not
+    depend on the logits, when the rules cut a site off, and as `cache` does.
     """
     wanted = model.anatomy.require(sites)
     if "logits" in wanted:
         raise BadInput(
             "ask for gradients at sites inside the model; logits are what the metric reads"
+        )
+    if "attention" in model.rules and (cut := {"q", "k"} & set(wanted)):
+        raise BadInput(
+            f"under the attention rule the pattern is a constant: nothing flows to {sorted(cut)}"
         )
     chosen = model.anatomy.layers(layers)
     data = engine.batch(model, prompts)
@@ -106,11 +114,17 @@ def grads(
     reads = addresses(model, wanted, chosen)
     trace = engine.run(model, data, reads, grad=True)
     values = scores(metric, trace.logits)
-    slopes = torch.autograd.grad(values.sum(), [trace.values[r] for r in reads])
+    if not values.requires_grad:
+        raise BadInput("the metric does not depend on the logits, so it has no gradient")
+    slopes = torch.autograd.grad(values.sum(), [trace.values[r] for r in reads], allow_unused=True)
+    for read, slope in zip(reads, slopes):
+        if slope is None:
+            raise BadInput(f"the metric does not depend on {read}, so it has no gradient there")
     gradient = engine.Trace(dict(zip(reads, slopes)), None, data)
     out = labels.dataset(model, gradient, wanted, chosen, at)
     for s in wanted:
-        out[f"{s}_value"] = labels.site_array(model, trace, s, chosen, at)
+        for name, value in labels.site_arrays(trace, s, chosen, at).items():
+            out[f"{name}_value"] = value
     out["metric"] = label(values, ("prompt",)).drop_attrs()
     return out.assign_attrs(rules="+".join(model.rules))
 

@@ -32,8 +32,10 @@ def patch(
 
     `edits` maps addresses ("resid_pre.7", "head_out.3.5") to what to put there: a number, an
     array that broadcasts to the selected part [prompts, positions, ...], or a function of that
-    part. `positions` limits all edits to these own positions. `read` names sites to keep (they show
-    the edited values), at `layers`.
+    part. `positions` limits all edits to these own positions. An array's positions are the
+    prompts' own, as in what `cache` returns; a function without `positions` sees the columns of
+    the batch, padding included. `read` names sites to keep (they show the edited values), at
+    `layers`.
 
     Returns a Dataset with `logits` and the sites read; with `compare`, also `base_logits` of the
     unedited model and `moved` (prompt), the KL divergence KL(base || edited) in nats at the last
@@ -41,12 +43,16 @@ def patch(
     NoFiring when an edit never ran; BadInput, UnknownName, MissingSite before the run.
     """
     data = engine.batch(model, prompts)
-    at = labels.positions_of(data.tokens, positions)
-    columns = None
-    if at is not None and data.tokens is not None:
-        columns = torch.stack([data.tokens.columns(p) for p in at], 1)
-    work = parse_edits(model.anatomy, edits, columns)
+    work = parse_edits(model.anatomy, edits, columns_of(data, positions), data.tokens)
     return run_edits(model, data, work, read, layers, logits, compare)
+
+
+def columns_of(data: engine.Batch, positions: int | Iterable[int] | None) -> torch.Tensor | None:
+    """Return the batch columns of own positions, [prompts, positions], or None for all."""
+    wanted = labels.positions_of(data.tokens, positions)
+    if wanted is None or data.tokens is None:
+        return None
+    return torch.stack([data.tokens.columns(p) for p in wanted], 1)
 
 
 def run_edits(
@@ -61,25 +67,26 @@ def run_edits(
     """Run prepared edits and label the outcome (what `patch` and `ablate` share)."""
     wanted = model.anatomy.require(read) if read else []
     chosen = model.anatomy.layers(layers)
+    if not wanted and "logits" not in model.anatomy.taps:
+        raise BadInput(f"{model.name} has no logits, so name the sites to keep in read=")
+    if "logits" in wanted:
+        logits = "all"
     trace = engine.run(model, data, addresses(model, wanted, chosen), edits, logits=logits)
     told = [f"{e.at}: fired {e.fired}, changed by {e.change:.3g} of its size" for e in edits]
     out = labels.dataset(model, trace, wanted, chosen, None, edits=told)
     if compare and trace.logits is not None:
         base = engine.run(model, data, logits=logits)
-        z0 = labels.logits_array(model, base, None)
-        assert z0 is not None and base.logits is not None
-        out["base_logits"] = z0
-        last = [
-            t[:, -1] if t.ndim == 3 and data.tokens is None else t
-            for t in (base.logits, trace.logits)
-        ]
-        if last[0].ndim == 3 and data.tokens is not None:
-            last = [engine.last(t, data.tokens) for t in last]
-        out["moved"] = label(_kl(*last), ("prompt",), units="nats").drop_attrs()
+        assert base.logits is not None
+        out["base_logits"] = labels.logits_array(base, None)
+        z0, z = (
+            engine.last(t, data.tokens) if t.ndim == 3 else t for t in (base.logits, trace.logits)
+        )
+        out["moved"] = label(kl(z0, z), ("prompt",)).drop_attrs()
     return out
 
 
-def _kl(base: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def kl(base: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """KL(softmax(base) || softmax(other)) in nats over the last axis."""
     p, q = base.float().log_softmax(-1), other.float().log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1)
 
@@ -93,12 +100,14 @@ def ablate(
     reference: Prompts | None = None,
     positions: int | Iterable[int] | None = None,
     seed: int = 0,
+    read: str | Iterable[str] = (),
+    layers: Iterable[int] | int | None = None,
     compare: bool = True,
 ) -> xr.Dataset:
     """Remove what sites carry, and return what `patch` returns.
 
     * "zero": x <- 0
-    * "mean": x <- mean of x over the prompts and own positions of `reference` (the prompts
+    * "mean": x <- mean of x over the prompts and all own positions of `reference` (the prompts
       themselves by default)
     * "resample": x <- x of another prompt of `reference`, drawn by `seed`, at the same position
       (needs prompts of equal length)
@@ -115,7 +124,8 @@ def ablate(
         values: dict[str | Address, Value] = dict.fromkeys(at, 0.0)
     else:
         values = _replacements(model, data, at, how, reference, positions, seed)
-    return patch(model, data.tokens or data.inputs, values, positions=positions, compare=compare)
+    work = parse_edits(model.anatomy, values, columns_of(data, positions), data.tokens)
+    return run_edits(model, data, work, read, layers, compare=compare)
 
 
 def _replacements(
@@ -130,6 +140,8 @@ def _replacements(
     other = data if reference is None else engine.batch(model, reference)
     if data.tokens is None or other.tokens is None:
         raise BadInput(f"how={how!r} needs prompts made of tokens")
+    if any(a.site == "logits" for a in at):
+        raise BadInput("logits are the output: ablate 'final_norm' or a stream instead")
     if any(SITES[a.site].dims[0] != "position" for a in at):
         raise BadInput(f"how={how!r} works on sites with positions; use 'zero' for attn_pattern")
     if how == "resample":

@@ -1,0 +1,84 @@
+"""Whether a model and its anatomy belong together: decided when it is loaded, by measuring."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from lwlab.errors import BadInput, LwlabError
+from lwlab.models.anatomy import Anatomy
+from lwlab.models.identities import logits_equal, measure, sample
+from lwlab.models.model import Model
+
+TOLERANCE = 1e-4
+_ADVICE = "Pass anatomy=lw.Anatomy(...) with the right modules, or check=False to go on regardless."
+_UNCHECKED = "found by structure, and unchecked: pass example= (a short input) to lw.wrap"
+
+
+def accept(model: Model) -> Model:
+    """Return the model with its measured `checks`, or raise BadInput naming what fails.
+
+    What was found by structure and fails (sublayers, the unembedding) is dropped with the reason.
+    """
+    x = sample(model)
+    if x is None:
+        return _without(model, "writes", _UNCHECKED) if model.anatomy.guessed else model
+    try:
+        exact = logits_equal(model, x)
+        errors = measure(model, x)
+    except LwlabError:
+        raise
+    except Exception as error:
+        if model.anatomy.guessed and model.anatomy.writes:
+            return accept(_without(model, "writes", f"found by structure, but {_told(error)}"))
+        raise BadInput(f"{_unfit(model)} {_told(error)}. {_ADVICE}") from error
+    if exact:
+        raise BadInput(
+            f"{model.name}: logits through the trace differ from the plain model's by {exact:.2g}; "
+            "was its forward replaced after wrapping? Load a fresh model."
+        )
+    wrong = {k: e for k, e in errors.items() if not e <= TOLERANCE * _slack(model, k)}
+    if model.anatomy.guessed:
+        for part in ("writes", "final_norm", "unembed"):
+            if part in wrong:
+                why = f"found by structure, but its identity fails (error {wrong[part]:.2g})"
+                return accept(_without(model, part, why))
+    if wrong == {"kernel": wrong.get("kernel")}:
+        why = f"explicit attention gives other logits here (relative error {wrong['kernel']:.2g})"
+        return accept(replace(model, anatomy=model.anatomy.without("attn_pattern", why)))
+    if wrong:
+        what = ", ".join(f"{k} (relative error {e:.2g})" for k, e in wrong.items())
+        raise BadInput(f"{_unfit(model)} {what}. {_ADVICE}")
+    return replace(model, checks=errors if exact is None else {"logits": exact, **errors})
+
+
+def _unfit(model: Model) -> str:
+    return f"{model.name}: the anatomy {model.anatomy.name!r} does not fit this model:"
+
+
+def _told(error: Exception) -> str:
+    """One line of an error that came out of the forward pass."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:200]
+
+
+def _slack(model: Model, check: str) -> float:
+    """Half-precision weights round each sum, and kernels round in their own ways; allow for it."""
+    if model.dtype in (torch.float32, torch.float64):
+        return 1.0
+    return 2000.0 if check == "kernel" else 300.0
+
+
+def _without(model: Model, part: str, why: str) -> Model:
+    """Drop a guess from an anatomy found by structure."""
+    a: Anatomy = model.anatomy
+    if part == "unembed":
+        return replace(model, anatomy=replace(a, unembed=None))
+    if part == "final_norm":
+        a = a.without("final_norm", why)
+        return replace(model, anatomy=replace(a, unembed=None, final_norm=None))
+    for site in ("attn_in", "attn_out", "mlp_in", "mlp_out"):
+        if site in a.taps:
+            a = a.without(site, why)
+    return replace(model, anatomy=replace(a, writes=()))
