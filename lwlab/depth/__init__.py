@@ -1,1 +1,45 @@
-"""Depth: what each layer is for, and how many are needed."""
+"""What layers are for: what each adds, what depends on it, and how deep answers are made."""
+
+from __future__ import annotations
+
+from lwlab.depth.depth_efficiency import (
+    Halves,
+    Question,
+    deepening,
+    depth_score,
+    from_hub,
+    halves,
+    integrated_gradients,
+    layer_contributions,
+    lens_distance,
+    multi_hop,
+    overview,
+    question_effects,
+    row_means,
+    scores_by_level,
+    skip_effects,
+    sums,
+    token_erasure,
+    word_problems,
+)
+
+__all__ = [
+    "Halves",
+    "Question",
+    "deepening",
+    "depth_score",
+    "from_hub",
+    "halves",
+    "integrated_gradients",
+    "layer_contributions",
+    "lens_distance",
+    "multi_hop",
+    "overview",
+    "question_effects",
+    "row_means",
+    "scores_by_level",
+    "skip_effects",
+    "sums",
+    "token_erasure",
+    "word_problems",
+]

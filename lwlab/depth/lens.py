@@ -1,0 +1,76 @@
+"""The logit lens by depth: how far each layer's stream is from the final prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import xarray as xr
+
+from lwlab.errors import BadInput
+from lwlab.models.model import Model
+from lwlab.models.sites import Address
+from lwlab.results import label, provenance
+from lwlab.tracing import engine, labels
+from lwlab.tracing._nnsight import lock
+
+
+def lens_distance(
+    model: Model, prompts: str | Sequence[str], *, k: int = 5, front: int = 1, every: int = 1
+) -> xr.Dataset:
+    """Distance of the logit lens at each depth from the model's own prediction.
+
+    lens_l = softmax(U N(h_l)), with N the final norm and U the unembedding (soft-capping included).
+
+    * `kl`: KL(lens_l || final) in nats;
+    * `overlap`: |top-k of lens_l intersected with top-k of final| / k.
+
+    Both (prompt, layer, position), NaN beyond a prompt's end. Layer l is the stream *entering*
+    block l, as in the paper's code; layer n_layers is what the final norm reads, where kl is 0 and
+    overlap 1. Positions: `front`, `front + every`, ... The cost is one unembedding a layer and
+    position, computed one layer at a time. nostalgebraist 2020; arXiv:2505.13898, sec. 2.3.
+
+    Raises MissingSite for a model without an unembedding, BadInput for k or front out of range.
+    """
+    if not 1 <= k <= (model.d_vocab or 1):
+        raise BadInput(f"k={k} must be in 1..{model.d_vocab}")
+    if every < 1 or front < 0:
+        raise BadInput(f"front={front}, every={every}: give front >= 0 and every >= 1")
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    tokens = model.tokens(texts)
+    if int(tokens.lengths.min()) <= front:
+        i = int(tokens.lengths.argmin())
+        raise BadInput(f"front={front} leaves no position of {texts[i]!r:.80}")
+    model.unembed(torch.zeros(1, model.d_model or 1, device=model.device, dtype=model.dtype))
+    at = list(range(front, int(tokens.lengths.max()), every))
+    n = model.n_layers
+    kl = torch.full((len(texts), n + 1, len(at)), torch.nan)
+    overlap = kl.clone()
+    reads = [*(Address("resid_pre", i) for i in range(n)), Address("resid_post", n - 1)]
+    for i, text in enumerate(texts):
+        trace = engine.run(model, text, reads, logits=None)
+        own = [p for p in at if p < int(tokens.lengths[i])]
+        with lock(model), torch.no_grad():
+            final = model.unembed(trace.values[reads[-1]][0, own]).float().log_softmax(-1)
+            top = _marks(final, k)
+            for layer, read in enumerate(reads):
+                lens = model.unembed(trace.values[read][0, own]).float().log_softmax(-1)
+                kl[i, layer, : len(own)] = (lens.exp() * (lens - final)).sum(-1).cpu()
+                overlap[i, layer, : len(own)] = (_marks(lens, k) & top).sum(-1).cpu() / k
+    dims = ("prompt", "layer", "position")
+    coords = {"layer": list(range(n + 1)), **labels.position_coords(tokens, at)}
+    out = xr.Dataset({
+        "kl": label(kl, dims, coords, long_name="KL(lens || final)", units="nats"),
+        "overlap": label(overlap, dims, coords, long_name=f"top-{k} overlap"),
+    })  # fmt: skip
+    for v in out.data_vars.values():
+        v.attrs.pop("lwlab_version")
+    return out.assign_attrs(
+        provenance(model, technique="logit lens", k=k, front=front, every=every, n=len(texts))
+    )
+
+
+def _marks(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """Mark the k largest of the last axis."""
+    marks = torch.zeros_like(scores, dtype=torch.bool)
+    return marks.scatter(-1, scores.topk(k, dim=-1).indices, True)
