@@ -54,7 +54,7 @@ def heatmap(
     lab.require_dims(da, "heatmap", x=x, y=y, facet=facet)
     x, y, facet, da = map_dims(da, x, y, facet, "heatmap")
     check_rows(da, "heatmap", x)
-    across, up = lab.axis_of(da, x, tokens), lab.axis_of(da, y)
+    across, up = lab.axis_of(da, x, tokens), lab.axis_of(da, y, tokens if y == "query" else None)
     panels = None if facet is None else lab.axis_of(da, facet)
     values = da.values.astype(float)
     domain, stops = (domain, stops_for(domain)) if domain else colour_domain(values)

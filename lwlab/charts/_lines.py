@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,25 +49,8 @@ def profile(
     """
     da = lab.as_array(result, "profile")
     lab.require_dims(da, "profile", x=x, series=series)
-    da = lab.squeeze(da, (x, series))
-    free = [str(d) for d in da.dims if d not in (x, series)]
-    if x is None and free:
-        x = next((d for d in ("layer", "position") if d in free), free[-1])
-        free.remove(x)
-    if x is None:
-        raise BadInput(f"profile needs a dimension longer than one, got {dict(da.sizes)}.")
-    if series is None and free and free != ["prompt"]:
-        series = next((d for d in free[::-1] if d != "prompt"), None)
-        free.remove(str(series))
-    if free:
-        raise lab.too_many(da, "profile", free)
-    if series is not None and da.sizes[series] > len(CATEGORIES):
-        raise BadInput(
-            f"profile of {da.sizes[series]} series ({series}); 8 can be told apart. "
-            f"Select some, .isel({series}=[0, 1]), or draw heatmap(result)."
-        )
+    x, series, da = _plan(da, x, series)
     check_rows(da, "profile", x)
-    da = da.transpose(*([series] if series else []), x)
     if not np.isfinite(da.values).any():
         raise BadInput("profile has no finite value to draw.")
     band = _band(da, low, high)
@@ -87,62 +71,26 @@ def profile(
         }
         for i, j in np.ndindex(*grid.shape)
     ]
-    numeric = all(isinstance(v, int | float) for v in along.values)
     scale, marks = _value_scale(log, grid, edges)
-    at = alt.X(
-        f"{x}:{'Q' if numeric else 'O'}",
-        sort=None if numeric else list(along.values),
-        # Vega-Lite 5.6 would stack an area along x where y is logarithmic.
-        stack=None if numeric else alt.Undefined,
-        scale=alt.Scale(zero=False, nice=False, padding=8) if numeric else alt.Undefined,
-        axis=alt.Axis(title=along.title, grid=False, **_marks(along)),
-    )
-    many = len(names) > 1
-    domain, count = list(names), len(names)
-    # Names such as "attention" say what they are; numbers need the dimension's title.
-    bare = lines is None or all(isinstance(v, str) for v in lines.values)
-    legend = alt.Legend(
-        title=None if bare or lines is None else lines.title,
-        symbolSize=80,
-        symbolOpacity=1,
-        symbolStrokeWidth=0,
-    )
-    legend = legend if many else None
-    look = {
-        "color": alt.Color(
-            "series:N",
-            scale=alt.Scale(domain=domain, range=list(CATEGORIES[:count])),
-            legend=legend,
-        )
-    }
-    dash = alt.StrokeDash(
-        "series:N", scale=alt.Scale(domain=domain, range=list(_DASHES[:count])), legend=None
-    )
-    shape = alt.Shape(
-        "series:N", scale=alt.Scale(domain=domain, range=list(_SHAPES[:count])), legend=legend
-    )
-    up = alt.Y("value:Q", scale=scale, axis=alt.Axis(title=lab.value_title(da), **marks))
+    at, up = _along(along), alt.Y("value:Q", scale=scale).axis(title=lab.value_title(da), **marks)
+    colour, dash, shape = _looks(lines, names)
     tips = [alt.Tooltip(f"{x}:N", title=along.title), alt.Tooltip("value:Q", format=".4g")]
-    tips += [alt.Tooltip("series:N")] if many else []
+    tips += [alt.Tooltip("series:N")] if lines else []
     tips += [alt.Tooltip(f"{e}:Q", format=".4g") for e in ("low", "high")] if band else []
-    base = alt.Chart(table(rows))
+    base = alt.Chart(table(rows)).encode(x=at, color=colour)
     layers: list[Any] = []
     if band:
-        # The scale sits on every layer's y: Vega-Lite merges them, and a log scale must agree.
-        layers.append(
-            base.mark_area(opacity=0.2).encode(
-                x=at, y=alt.Y("low:Q", scale=scale), y2="high:Q", **look
-            )
-        )
+        # Each layer's y carries the scale: Vega-Lite merges them, and a logarithm must agree.
+        edge = alt.Y("low:Q", scale=scale)
+        layers.append(base.mark_area(opacity=0.2).encode(y=edge, y2="high:Q"))
     if not log and (grid < 0).any() and (grid > 0).any():
         zero = alt.Chart(alt.Data(values=[{"zero": 0}]))
         layers.append(zero.mark_rule(color="#999", strokeWidth=1).encode(y="zero:Q"))
-    layers.append(base.mark_line(strokeWidth=2).encode(x=at, y=up, strokeDash=dash, **look))
-    layers.append(
-        base.mark_point(filled=True, size=34, opacity=1).encode(
-            x=at, y=up, shape=shape, tooltip=tips, **look
-        )
-    )
+    points = base.mark_point(filled=True, size=34, opacity=1)
+    layers += [
+        base.mark_line(strokeWidth=2).encode(y=up, strokeDash=dash),
+        points.encode(y=up, shape=shape, tooltip=tips),
+    ]
     text = lab.subtitle_of(da) if subtitle is None else subtitle
     heading = lab.title_of(da) if title is None else title
     notes = [s for s in (text, f"band: {interval}" if band else "") if s]
@@ -151,6 +99,69 @@ def profile(
         height=height,
         title=alt.Title(heading, subtitle=notes),
         description=_describe(heading, names, grid, along),
+    )
+
+
+def _plan(
+    da: xr.DataArray, x: str | None, series: str | None
+) -> tuple[str, str | None, xr.DataArray]:
+    """Settle which dimension lies along x and which are lines; return `da` as (series, x)."""
+    da = lab.squeeze(da, (x, series))
+    free = [str(d) for d in da.dims if d not in (x, series)]
+    if x is None and free:
+        x = next((d for d in ("layer", "position") if d in free), free[-1])
+        free.remove(x)
+    if x is None:
+        raise BadInput(f"profile needs a dimension longer than one, got {dict(da.sizes)}.")
+    if series is None and (kinds := [d for d in free if d != "prompt"]):
+        series = kinds[-1]
+        free.remove(series)
+    if free:
+        raise lab.too_many(da, "profile", free)
+    if series is not None and da.sizes[series] > len(CATEGORIES):
+        raise BadInput(
+            f"profile of {da.sizes[series]} series ({series}); 8 can be told apart. "
+            f"Select some, .isel({series}=[0, 1]), or draw heatmap(result)."
+        )
+    return x, series, da.transpose(*([series] if series else []), x)
+
+
+def _along(axis: lab.Axis) -> Any:
+    """Return the x channel: a number line for layers and positions, else the names in order."""
+    alt = altair()
+    if not all(isinstance(v, int | float) for v in axis.values):
+        slant = -40 if max(map(len, axis.labels)) > 4 else 0
+        return alt.X(f"{axis.dim}:O", sort=list(axis.values)).axis(
+            title=axis.title, grid=False, labelAngle=slant
+        )
+    whole = all(isinstance(v, int) for v in axis.values)
+    steps = {"format": "d", "tickMinStep": 1} if whole else {}
+    # Vega-Lite 5.6 would stack an area along x where y is logarithmic, hence stack=None.
+    line = alt.Scale(zero=False, nice=False, padding=8)
+    return alt.X(f"{axis.dim}:Q", scale=line, stack=None).axis(
+        title=axis.title, grid=False, **steps
+    )
+
+
+def _looks(lines: lab.Axis | None, names: tuple[str, ...]) -> tuple[Any, Any, Any]:
+    """Return the colour, dash and shape channels, and one legend where there are several lines."""
+    alt = altair()
+    legend = None
+    if lines is not None:
+        # Names such as "attention" say what they are; numbers need the dimension's title.
+        bare = all(isinstance(v, str) for v in lines.values)
+        legend = alt.Legend(
+            title=None if bare else lines.title,
+            symbolSize=80, symbolOpacity=1, symbolStrokeWidth=0,
+        )  # fmt: skip
+
+    def span(values: Sequence[Any]) -> Any:
+        return alt.Scale(domain=list(names), range=list(values[: len(names)]))
+
+    return (
+        alt.Color("series:N", scale=span(CATEGORIES), legend=legend),
+        alt.StrokeDash("series:N", scale=span(_DASHES), legend=None),
+        alt.Shape("series:N", scale=span(_SHAPES), legend=legend),
     )
 
 
@@ -190,13 +201,6 @@ def _check_log(log: bool, da: xr.DataArray, band: tuple[xr.DataArray, ...]) -> N
     bad = sum(int((part.values <= 0).sum()) for part in (da, *band)) if log else 0
     if bad:
         raise BadInput(f"log=True needs positive values; {bad} here are zero or negative.")
-
-
-def _marks(along: lab.Axis) -> dict[str, Any]:
-    """Mark whole numbers where the axis counts things; slant names where they are long."""
-    if all(isinstance(v, int) for v in along.values):
-        return {"format": "d", "tickMinStep": 1}
-    return {"labelAngle": -40 if max(map(len, along.labels)) > 4 else 0}
 
 
 def _describe(heading: str, names: tuple[str, ...], grid: Any, along: lab.Axis) -> str:

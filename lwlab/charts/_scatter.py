@@ -42,7 +42,7 @@ def scatter(
     `identity` draws y = x and gives both axes one range. `size` is the side of a panel in pixels.
 
     Raises BadInput where labels of `x` and `y` differ, for more than 5000 points or eight colours,
-    or with no finite pair; UnknownName for an unknown `color` or `facet`.
+    or fewer than two finite pairs; UnknownName for an unknown `color` or `facet`.
     """
     import xarray as xr
 
@@ -61,8 +61,8 @@ def scatter(
     check_rows(a, "scatter", str(a.dims[-1]))
     flat_x, flat_y = a.values.ravel().astype(float), b.values.ravel().astype(float)
     keep = np.isfinite(flat_x) & np.isfinite(flat_y)
-    if not keep.any():
-        raise BadInput("scatter has no pair of finite values.")
+    if keep.sum() < 2:
+        raise BadInput(f"scatter needs two pairs of finite values, got {int(keep.sum())}.")
     groups = {
         name: _along(a, name, "color" if name == color else "facet")
         for name in (color, facet)
@@ -77,8 +77,8 @@ def scatter(
     places = np.unravel_index(np.arange(a.size), [a.sizes[ax.dim] for ax in where])
     rows = [
         {
-            "x": short(flat_x[i]),
-            "y": short(flat_y[i]),
+            "value_x": short(flat_x[i]),
+            "value_y": short(flat_y[i]),
             **{ax.dim: ax.values[places[k][i]] for k, ax in enumerate(where)},
             **{n: str(g[i]) for n, g in groups.items()},
         }
@@ -89,13 +89,13 @@ def scatter(
     scale = alt.Scale(domain=list(ends), nice=False) if ends else alt.Scale(zero=False, nice=True)
     points = alt.Chart().mark_point(filled=True, size=30, opacity=0.65, strokeWidth=0)
     encoding: dict[str, Any] = {
-        "x": alt.X("x:Q", scale=scale, axis=alt.Axis(title=title_x, tickCount=6)),
-        "y": alt.Y("y:Q", scale=scale, axis=alt.Axis(title=title_y, tickCount=6)),
+        "x": alt.X("value_x:Q", scale=scale, axis=alt.Axis(title=title_x, tickCount=6)),
+        "y": alt.Y("value_y:Q", scale=scale, axis=alt.Axis(title=title_y, tickCount=6)),
         "tooltip": [
             *(alt.Tooltip(f"{ax.dim}:N", title=ax.name) for ax in where),
             *(alt.Tooltip(f"{ax.dim}_token:N", title="token") for ax in where if ax.tokens),
-            alt.Tooltip("x:Q", title=title_x, format=".4g"),
-            alt.Tooltip("y:Q", title=title_y, format=".4g"),
+            alt.Tooltip("value_x:Q", title=title_x, format=".4g"),
+            alt.Tooltip("value_y:Q", title=title_y, format=".4g"),
         ],
     }
     if color is None or color == facet:  # panels already tell the groups apart
@@ -137,7 +137,7 @@ def scatter(
     )
 
 
-def pearson(x: npt.NDArray[np.floating], y: npt.NDArray[np.floating]) -> float:
+def _pearson(x: npt.NDArray[np.floating], y: npt.NDArray[np.floating]) -> float:
     """Return Pearson's r of two flat arrays; NaN where either does not vary."""
     if x.size < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
@@ -145,7 +145,7 @@ def pearson(x: npt.NDArray[np.floating], y: npt.NDArray[np.floating]) -> float:
 
 
 def _r_text(x: npt.NDArray[np.floating], y: npt.NDArray[np.floating]) -> str:
-    r = pearson(x, y)
+    r = _pearson(x, y)
     return f"Pearson r = {r:.3f}" if np.isfinite(r) else "Pearson r undefined (no variation)"
 
 
@@ -159,7 +159,7 @@ def _with_r(
     out = {}
     for g in dict.fromkeys(groups[keep].tolist()):
         mine = (groups == g) & keep
-        r = pearson(x[mine], y[mine])
+        r = _pearson(x[mine], y[mine])
         out[g] = f"{g} (r = {r:.3f})" if np.isfinite(r) else f"{g} (r undefined)"
     return out
 

@@ -103,11 +103,17 @@ def add_tokens(chart: Any, axes: Sequence[Axis]) -> Any:
 
 
 def _tokens_along(da: xr.DataArray, dim: str) -> list[str] | None:
-    """Find one string for each value of `dim`, also where equal prompts stand side by side."""
-    for name in (f"{dim}_token_str", f"{dim}_str", "token_str"):
-        if name not in da.coords or dim not in da.coords[name].dims:
+    """Find one string for each value of `dim`, also where equal prompts stand side by side.
+
+    An attention pattern's queries are the same tokens as its keys, which are named by position.
+    """
+    like = [dim]
+    if dim in ("query", "key") and da.sizes.get("position") == da.sizes[dim]:
+        like.append("position")
+    for along, name in ((a, n) for a in like for n in (f"{a}_token_str", f"{a}_str", "token_str")):
+        if name not in da.coords or along not in da.coords[name].dims:
             continue
-        found = da.coords[name].transpose(dim, ...).values.reshape(da.sizes[dim], -1)
+        found = da.coords[name].transpose(along, ...).values.reshape(da.sizes[dim], -1)
         if (found == found[:, :1]).all():
             return [str(t) for t in found[:, 0]]
     return None
@@ -115,7 +121,9 @@ def _tokens_along(da: xr.DataArray, dim: str) -> list[str] | None:
 
 def _words(name: Hashable) -> str:
     text = str(name).replace("_", " ").strip()
-    return text[:1].upper() + text[1:]
+    first = text.split(" ")[0]
+    # "effect" becomes "Effect"; "log10(rank)", "kl" and "r" are notation and stay.
+    return text[:1].upper() + text[1:] if first.isalpha() and len(first) > 2 else text
 
 
 def _with_units(text: str, attrs: Mapping[Any, Any]) -> str:

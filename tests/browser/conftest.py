@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,13 +20,11 @@ def _missing(what: str) -> None:
     pytest.skip(what)
 
 
-# Package scope, not session: while Playwright runs, asyncio.run() fails in this thread, and other
-# packages' tests execute notebooks with it.
-@pytest.fixture(scope="package")
-def watched() -> Iterator[Watched]:
-    """A page in headless Chromium that records what leaves the machine."""
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a Chromium."""
     try:
-        from labdriver import find_chromium, open_browser
+        from labdriver import find_chromium
     except ModuleNotFoundError as e:
         _missing(f"browser tests need {e.name}: pip install 'lwlab[test]'")
     path = find_chromium()
@@ -34,14 +33,23 @@ def watched() -> Iterator[Watched]:
             "browser tests need Chromium: install it (e.g. apt-get install chromium) "
             "or name one in LWLAB_CHROMIUM"
         )
-    with open_browser(str(path)) as page:
+    return str(path)
+
+
+# One browser a module, not a session: while Playwright runs, asyncio.run() fails in this thread,
+# and tests elsewhere execute notebooks with it.
+@pytest.fixture(scope="module")
+def watched(chromium: str) -> Iterator[Watched]:
+    """A page in headless Chromium that records what leaves the machine."""
+    from labdriver import open_browser
+
+    with open_browser(chromium) as page:
         yield page
 
 
-@pytest.fixture(scope="package")
-def _server(
-    watched: Watched, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, object]]:
+@pytest.fixture(scope="session")
+def server(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The address of a JupyterLab and the folder it serves."""
     from labdriver import serve_lab
 
     root, home = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
@@ -50,11 +58,11 @@ def _server(
 
 
 @pytest.fixture
-def lab(_server: tuple[str, object], watched: Watched) -> Iterator[LabDriver]:
+def lab(server: tuple[str, Path], watched: Watched) -> Iterator[LabDriver]:
     """JupyterLab, driven; each test ends with no request outside and no script error."""
     from labdriver import LabDriver
 
-    driver = LabDriver(_server[0], _server[1], watched)
+    driver = LabDriver(*server, watched)
     yield driver
     found = list(watched.outside), list(watched.errors)
     driver.close()

@@ -68,7 +68,7 @@ def test_profile_carries_line_and_band():
 def test_scatter_pairs_values_by_label_not_by_order():
     x = xr.DataArray([1.0, 2, 3], dims="layer", coords={"layer": [0, 1, 2]}, name="x")
     y = xr.DataArray([30.0, 10, 20], dims="layer", coords={"layer": [2, 0, 1]}, name="y")
-    pairs = {(float(r["x"]), float(r["y"])) for r in rows(charts.scatter(x, y))}
+    pairs = {(float(r["value_x"]), float(r["value_y"])) for r in rows(charts.scatter(x, y))}
     assert pairs == {(1, 10), (2, 20), (3, 30)}
     for other in (y.isel(layer=[0, 1]), y.assign_coords(layer=[1, 2, 3])):
         with pytest.raises(BadInput, match="same layer labels"):
@@ -216,10 +216,16 @@ def test_layers_rise_from_the_bottom_and_tables_read_from_the_top():
 
 
 def test_attention_takes_query_up_and_key_across():
-    pattern = xr.DataArray(np.ones((2, 3, 3)), dims=("head", "query", "key"))
+    """The shape `lw.cache(..., "attn_pattern")` gives, one prompt and layer selected."""
+    pattern = xr.DataArray(
+        np.ones((1, 1, 2, 3, 3)),
+        dims=("prompt", "layer", "head", "query", "position"),
+        coords={"token_str": (("prompt", "position"), [["When", " Mary", " and"]])},
+    )
     spec = charts.heatmap(pattern).to_dict()
-    assert [spec["spec"]["encoding"][c]["field"] for c in "xy"] == ["key", "query"]
+    assert [spec["spec"]["encoding"][c]["field"] for c in "xy"] == ["position", "query"]
     assert spec["facet"]["field"] == "head"
+    assert sum("1: Mary" in e for e in find(spec, "labelExpr")) == 2  # on both axes
 
 
 def test_a_dataset_of_like_variables_becomes_panels():
@@ -324,14 +330,17 @@ def test_squeezing_a_png_changes_no_pixel():
 
 def test_the_first_chart_sets_the_renderer_but_not_over_a_users_choice():
     code = """
-import altair as alt, xarray as xr
+import xarray as xr
 from lwlab import charts
-{}
-charts.profile(xr.DataArray([1., 2], dims="layer"))
-print(alt.renderers.active)
+from lwlab.charts._altair import altair, import_altair
+alt = import_altair()
+for chosen in ("default", "png"):
+    alt.renderers.enable(chosen)
+    altair.cache_clear()
+    charts.profile(xr.DataArray([1., 2], dims="layer"))
+    print(alt.renderers.active)
 """
-    assert run_python(code.format("pass")) == "lwlab"
-    assert run_python(code.format("alt.renderers.enable('png')")) == "png"
+    assert run_python(code).split() == ["lwlab", "png"]
 
 
 def test_importing_charts_is_cheap_and_altair_leaves_no_block_behind():

@@ -101,7 +101,8 @@ class HeatMap(LabWidget):
         x, y, over, da = map_dims(
             da, self._dims["x"], self._dims["y"], self._dims["maps"], "HeatMap"
         )
-        rows, columns = lab.axis_of(da, y), lab.axis_of(da, x, self._tokens)
+        rows = lab.axis_of(da, y, self._tokens if y == "query" else None)
+        columns = lab.axis_of(da, x, self._tokens)
         grid = da.values.astype(np.float32).reshape(-1, len(rows), len(columns))
         domain, stops = colour_domain(grid)
         if self._domain is not None:

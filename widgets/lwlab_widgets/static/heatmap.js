@@ -158,7 +158,7 @@ function render({ model, el }) {
     g.fillText(get("column_title"), Math.min(w, scroll.clientWidth || w) / 2, h + below - 8);
     /** @param {CanvasRenderingContext2D} c @param {number} shift */
     const foot = (c, shift) => {
-      for (let j = 0; j < columns; j += every(cw, long ? 13 : wide + 6)) {
+      for (let j = 0; j < columns; j += every(cw, long ? 15 : wide + 6)) {
         c.save(); c.translate(shift + (j + 0.5) * cw + (long ? 3 : 0), h + 10);
         if (long) { c.rotate(-TILT); c.textAlign = "right"; } else c.textAlign = "center";
         c.fillText(columnLabels[j], 0, 0); c.restore();
