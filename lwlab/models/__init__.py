@@ -1,4 +1,4 @@
-"""Models: names to weights (zoo), weights to a checked `Model`, and where its sites are (anatomy)."""
+"""Models: names to weights (zoo), weights to a checked `Model`, where its sites are (anatomy)."""
 
 from lwlab.models.anatomy import Anatomy, Tap
 from lwlab.models.load import load, wrap

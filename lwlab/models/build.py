@@ -76,7 +76,7 @@ def _no_rules(layout: Layout) -> str | None:
 
 
 def _variant(layout: Layout, config: Any, stack: str | None) -> Layout:
-    """Apply what the config decides: parallel NeoX blocks, post-norm OPT, gated T5, T5's decoder."""
+    """Apply what the config decides: parallel NeoX, post-norm OPT, gated T5, the decoder of T5."""
     kind = config.model_type
     if kind == "gpt_neox" and config.use_parallel_residual:
         return replace(layout, parallel=True, mid=None)
@@ -157,10 +157,12 @@ def _features(linear: nn.Module) -> int:
     return int(weight.shape[0])
 
 
-def _qkv_views(layout: Layout, sizes: dict[str, Any]) -> dict[str, tuple[str, View]]:
-    n, kv, d = sizes["n_heads"] or 1, sizes["n_kv_heads"] or 1, sizes["d_head"] or 1
+def _qkv_views(layout: Layout, sizes: dict[str, Any], config: Any) -> dict[str, tuple[str, View]]:
+    n, kv, d = sizes["n_heads"], sizes["n_kv_heads"], sizes["d_head"]
     if layout.qkv == "split":
-        return {"q": (layout.q, Heads(n)), "k": (layout.k, Heads(kv)), "v": (layout.v, Heads(kv))}
+        clip = getattr(config, "clip_qkv", None)
+        paths = {"q": (layout.q, n), "k": (layout.k, kv), "v": (layout.v, kv)}
+        return {s: (path, Heads(heads, clip=clip)) for s, (path, heads) in paths.items()}
     if layout.qkv == "interleaved":
         return {s: (layout.q, Interleaved(n, i)) for i, s in enumerate("qkv")}
     a, b, c = n * d, n * d + kv * d, n * d + 2 * kv * d
@@ -172,11 +174,7 @@ def _qkv_views(layout: Layout, sizes: dict[str, Any]) -> dict[str, tuple[str, Vi
 
 
 def _taps(
-    layout: Layout,
-    base: str,
-    blocks: str,
-    sizes: dict[str, Any],
-    module: nn.Module,
+    layout: Layout, base: str, blocks: str, sizes: dict[str, Any], module: Any
 ) -> dict[str, Tap]:
     b = f"{blocks}.{{}}."
     taps = {"resid_pre": Tap(b[:-1], "input"), "resid_post": Tap(b[:-1], "output")}
@@ -186,7 +184,7 @@ def _taps(
     if layout.attn and layout.o:
         taps["attn_in"] = Tap(b + layout.attn, "input")
         taps["attn_pattern"] = Tap(b + layout.attn + ".lwlab_pattern", "output")
-        for site, (proj, view) in _qkv_views(layout, sizes).items():
+        for site, (proj, view) in _qkv_views(layout, sizes, module.config).items():
             taps[site] = Tap(b + proj, "output", view)
         taps["head_out"] = Tap(b + layout.o, "input", Heads(sizes["n_heads"] or 1))
         taps["attn_out"] = Tap(b + (layout.attn_post or layout.o), "output")

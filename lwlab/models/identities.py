@@ -8,6 +8,7 @@ self-patches and transplants, which the tests run on every architecture.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ def measure(model: Model, x: Prompts) -> dict[str, float]:
     * chain: resid_post_l = resid_pre_(l+1)
     * writes, resid_mid: the stream equations of Anatomy
     * heads: attn_out = attn_post(W_O concat(head_out))
+    * attn_in, mlp_in: q = W_q attn_in, mlp_up = W_up mlp_in
     * neurons: neurons = f(mlp_gate) * mlp_up, or f(mlp_up)
     * final_norm, unembed: of the last resid_post
     * pattern: head_out = attn_pattern v, head by head
@@ -66,8 +68,8 @@ def measure(model: Model, x: Prompts) -> dict[str, float]:
     * kernel: logits with explicit attention = logits with the model's own
     """
     a, last = model.anatomy, model.n_layers - 1
-    plain = ("resid_pre", "resid_mid", "resid_post", "head_out", "mlp_gate", "mlp_up", "neurons")
-    wanted = [s for s in dict.fromkeys((*plain, *a.writes)) if s in a.taps]
+    apart = ("embed", "attn_pattern", "final_norm", "logits")
+    wanted = [s for s in a.taps if s not in apart]
     reads = [Address(s, i) for s in wanted for i in range(a.n_layers)]
     reads += [Address("final_norm")] if "final_norm" in a.taps else []
     out = engine.run(model, x, reads, logits="all")
@@ -86,6 +88,9 @@ def measure(model: Model, x: Prompts) -> dict[str, float]:
             errors["resid_mid"] = each(lambda i: (_mid(model, v, i), "resid_mid", i))
         if "head_out" in a.taps and a.o_proj and "attn_out" in a.taps:
             errors["heads"] = each(lambda i: (_project(model, v, i), "attn_out", i))
+        for source, target in (("attn_in", "q"), ("mlp_in", "mlp_up")):
+            if {source, target} <= a.taps.keys() and a.taps[target].end == "output":
+                errors[source] = each(partial(_project_in, model, v, source, target))
         if {"mlp_up", "neurons"} <= a.taps.keys() and a.act:
             errors["neurons"] = each(lambda i: (_activate(model, v, i), "neurons", i))
         stream = v[Address("resid_post", last)]
@@ -164,6 +169,15 @@ def _project(model: Model, v: Values, i: int) -> torch.Tensor:
     assert a.o_proj is not None
     x: torch.Tensor = _module(model, a.o_proj, i)(v[Address("head_out", i)].flatten(-2))
     return _module(model, a.attn_post, i)(x) if a.attn_post else x
+
+
+def _project_in(
+    model: Model, v: Values, source: str, target: str, i: int
+) -> tuple[torch.Tensor, str, int]:
+    """What the module that `target` is read from makes of `source`."""
+    tap = model.anatomy.taps[target]
+    made = tap.view.read(engine.tensor_of(_module(model, tap.path, i)(v[Address(source, i)])))
+    return made, target, i
 
 
 def _activate(model: Model, v: Values, i: int) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """How a site sits inside a module's tensor: the whole of it, some columns, or columns by head.
 
-Every view obeys read(write(t, x)) == x and write(t, read(t)) == t.
+Every view obeys read(write(t, x)) == x and write(t, read(t)) == t, within `clip` where it has one.
 """
 
 from __future__ import annotations
@@ -38,15 +38,20 @@ class Whole:
 
 @dataclass(frozen=True)
 class Heads:
-    """Columns start:stop of [..., features] as [..., heads, features / heads]."""
+    """Columns start:stop of [..., features] as [..., heads, features / heads].
+
+    With `clip`, what is read is clamped to [-clip, clip], as the model is about to do (OLMo).
+    """
 
     heads: int
     start: int = 0
     stop: int | None = None
+    clip: float | None = None
 
     def read(self, t: torch.Tensor) -> torch.Tensor:
         """[..., f] -> [..., heads, d]."""
         part = t[..., self.start : self.stop]
+        part = part if self.clip is None else part.clamp(-self.clip, self.clip)
         return part.reshape(*part.shape[:-1], self.heads, -1)
 
     def write(self, t: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

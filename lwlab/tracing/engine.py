@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import torch
+from torch import nn
 
 from lwlab.errors import BadInput, NoFiring
 from lwlab.models.anatomy import Anatomy
@@ -26,6 +28,8 @@ from lwlab.tracing.pattern import exposed
 
 __all__ = ["Batch", "Reading", "Trace", "batch", "keep_last", "last", "plan", "run", "tensor_of"]
 
+# Modules that were seen to write into their activations: reads are copied there.
+_RESTLESS: WeakSet[nn.Module] = WeakSet()
 _ORDER = {site: i for i, site in enumerate(SITES)}
 _EDITS = Edit.__call__.__code__.co_filename
 
@@ -40,14 +44,22 @@ class Trace:
     edits: Sequence[Edit] = ()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reading:
-    """How a trace reads: with gradients, [prompts, columns] of the batch, as copies, how much."""
+    """How a trace reads: with gradients, [prompts, columns] of the batch, as copies, how much.
+
+    `versions` notes how often each tensor had been written to when it was read.
+    """
 
     grad: bool = False
     shape: tuple[int, int] = (0, 0)
     clone: bool = False
     max_bytes: float = float("inf")
+    versions: dict[Address, int] = field(default_factory=dict)
+
+    def overwritten(self, values: Mapping[Any, torch.Tensor]) -> bool:
+        """Whether the model wrote into a tensor after it was read (OLMo clamps its queries so)."""
+        return any(version(values[a]) != n for a, n in self.versions.items())
 
 
 @dataclass
@@ -90,11 +102,17 @@ def run(
     inputs = {**data.inputs, **keep}
     wants_pattern = any(a.site == "attn_pattern" for a in [*reads, *(e.at for e in edits)])
     rows, columns = data.tokens.ids.shape if data.tokens is not None else (0, 0)
-    # Modules that nobody described may change their tensors in place after we have seen them.
-    clone = model.kind in ("vision", "generic") and not grad
-    how = Reading(grad, (rows, columns), clone, max_bytes)
+
+    def attempt(clone: bool) -> tuple[dict[Any, torch.Tensor], Reading]:
+        how = Reading(grad, (rows, columns), clone, max_bytes)
+        args = (model.nn, data.args, inputs, events, logits is not None, how)
+        return guarded(edits, _trace, *args), how
+
     with lock(model), exposed(model.module, wants_pattern), torch.set_grad_enabled(grad):
-        out = guarded(edits, _trace, model.nn, data.args, inputs, events, logits is not None, how)
+        out, how = attempt(model.module in _RESTLESS)
+        if how.overwritten(out):
+            _RESTLESS.add(model.module)
+            out, _ = attempt(True)
     fired(edits)
     z = out.pop("logits", None)
     if logits == "last" and z is not None and z.ndim == 3:
@@ -167,16 +185,24 @@ def visit(nn_: Any, events: list[_Event], how: Reading) -> dict[Address, torch.T
             part = view.read(site)
             if how.grad and not part.requires_grad:
                 part.requires_grad_(True)
-            if how.grad and (folded or not isinstance(view, Whole)):
+            if how.grad and (folded or how.clone or not isinstance(view, Whole)):
                 # A view is a dead end for autograd: put it back, so that the model goes through it.
-                site, changed = view.write(site, part), True
-            out[address] = part.clone() if how.clone else part
+                new = view.write(site, part)
+                site, changed = (new.clone() if new is part else new), True
+            elif how.clone:
+                part = part.clone()
+            out[address], how.versions[address] = part, version(part)
             kept += part.nbytes
             if kept > how.max_bytes:
                 raise too_large(kept, how.max_bytes)
         if changed:
             _put(here, event, raw, tensor, site.flatten(0, 1) if folded else site)
     return out
+
+
+def version(t: torch.Tensor) -> int:
+    """How often `t` was written to; 0 where torch does not count."""
+    return 0 if t.is_inference() else int(t._version)
 
 
 def _put(here: Any, event: _Event, raw: Any, tensor: torch.Tensor, new: torch.Tensor) -> None:
