@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lwlab._quick import quick_imports
 from lwlab.charts import png
 from lwlab.charts.palette import CATEGORIES
 
@@ -20,29 +20,15 @@ FONT = "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
 _EMBED = {"renderer": "svg", "actions": {"export": True, "source": False, "editor": False}}
 
 
-def import_altair() -> Any:
-    """Import altair without the 1.5 s grammar that jsonschema compiles for IRI format checks.
-
-    jsonschema treats `rfc3987_syntax` as optional; it is hidden only while altair is imported.
-    """
-    hidden = "rfc3987_syntax" not in sys.modules
-    if hidden:
-        sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
-    try:
-        import altair as alt
-    finally:
-        if hidden:
-            del sys.modules["rfc3987_syntax"]
-    return alt
-
-
 @cache
 def altair() -> Any:
     """Return the altair module; the first call sets lwlab's renderer and theme.
 
     A renderer or theme that the user has already chosen is left alone.
     """
-    alt = import_altair()
+    quick_imports()
+    import altair as alt
+
     alt.renderers.register("lwlab", render)
     if alt.renderers.active == "default":
         alt.renderers.enable("lwlab")

@@ -9,8 +9,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from lwlab._quick import quick_imports
+from lwlab.charts.png import squeeze
 from lwlab.errors import RunError
-from lwlab.notebook.engine import Outcome, Progress, quick_imports, run_notebook
+from lwlab.notebook.engine import Outcome, Progress, run_notebook
 from lwlab.notebook.source import file_stem, load, read_header, source_hash
 from lwlab.paths import write_atomic
 
@@ -117,5 +119,5 @@ def _draw(data: Any, scale: float) -> bytes:
     import vl_convert
 
     if VEGALITE in data:  # JupyterLab draws it with Vega-Lite 5; 5.8 is the nearest here
-        return vl_convert.vegalite_to_png(data[VEGALITE], vl_version="5.8", scale=scale)
-    return vl_convert.vega_to_png(data[VEGA], scale=scale)
+        return squeeze(vl_convert.vegalite_to_png(data[VEGALITE], vl_version="5.8", scale=scale))
+    return squeeze(vl_convert.vega_to_png(data[VEGA], scale=scale))

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lwlab._quick import quick_imports
+
 #: Called before each cell with its index, the number of cells, and the section it stands in.
 Progress = Callable[[int, int, str], None]
 
@@ -39,22 +41,6 @@ class Outcome:
     seconds: float
     peak_memory_mb: float
     failure: Failure | None = None
-
-
-def quick_imports() -> None:
-    """Import jsonschema without a grammar that takes it 1.5 s to compile and checks only IRIs.
-
-    Call before the first import of nbformat, papermill or nbconvert, which all import jsonschema.
-    jsonschema treats `rfc3987_syntax` as optional; it is hidden only while it is imported.
-    """
-    hidden = "rfc3987_syntax" not in sys.modules
-    if hidden:
-        sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
-    try:
-        import jsonschema  # type: ignore[import-untyped]  # noqa: F401
-    finally:
-        if hidden:
-            del sys.modules["rfc3987_syntax"]
 
 
 def run_notebook(

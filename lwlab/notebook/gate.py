@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lwlab._quick import quick_imports
 from lwlab.claims import read_claims
 from lwlab.errors import BadInput
 from lwlab.notebook.build import VEGA, VEGALITE, WIDGET
-from lwlab.notebook.engine import quick_imports
 from lwlab.notebook.parameters import parameters
 from lwlab.notebook.source import DOOR, Header, file_stem, load, read_header, source_hash
 

@@ -137,8 +137,8 @@ def _widgets() -> Iterator[Check]:
 
 
 def _kernel() -> Iterator[Check]:
+    from lwlab._quick import quick_imports
     from lwlab.notebook import run_notebook
-    from lwlab.notebook.engine import quick_imports
 
     quick_imports()
     from nbformat import v4

@@ -6,8 +6,8 @@ import copy
 from pathlib import Path
 from typing import Any
 
+from lwlab._quick import quick_imports
 from lwlab.notebook import freeze
-from lwlab.notebook.engine import quick_imports
 from lwlab.paths import write_atomic
 
 # nbconvert's page without its links to script hosts (require.js, MathJax, Mermaid, widgets).

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lwlab import __version__
+from lwlab._quick import quick_imports
 from lwlab.claims import read_claims
 from lwlab.errors import BadInput, RunError, UnknownName
 from lwlab.notebook import (
@@ -31,7 +32,6 @@ from lwlab.notebook import (
     source_hash,
     validate,
 )
-from lwlab.notebook.engine import quick_imports
 from lwlab.paths import write_atomic
 from lwlab.runs import registry
 from lwlab.runs.html import write_html

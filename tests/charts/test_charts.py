@@ -332,8 +332,8 @@ def test_the_first_chart_sets_the_renderer_but_not_over_a_users_choice():
     code = """
 import xarray as xr
 from lwlab import charts
-from lwlab.charts._altair import altair, import_altair
-alt = import_altair()
+from lwlab.charts._altair import altair
+alt = altair()
 for chosen in ("default", "png"):
     alt.renderers.enable(chosen)
     altair.cache_clear()
