@@ -85,13 +85,6 @@ def test_the_wheel_holds_notebooks_scripts_and_types(tmp_path: Path) -> None:
     assert all(s.endswith(".dist-info") for s in strays), strays
 
 
-def test_no_notebook_lies_outside_its_folder() -> None:
-    listed = subprocess.run(
-        ["git", "ls-files", "*.ipynb"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.split()
-    assert all(name.startswith("notebooks/") for name in listed), listed
-
-
 OPTIONAL = {"datasets", "zarr", "jupyterlab", "jupyter_client", "IPython", "traitlets"}
 
 

@@ -67,3 +67,12 @@ def lab(server: tuple[str, Path], watched: Watched) -> Iterator[LabDriver]:
     found = list(watched.outside), list(watched.errors)
     driver.close()
     assert found == ([], []), f"requests outside, script errors: {found}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep browser tests in one process: one JupyterLab, and not two browsers on two cores."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+            item.add_marker(pytest.mark.xdist_group("browser"))
