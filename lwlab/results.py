@@ -15,7 +15,7 @@ import xarray as xr
 
 import lwlab
 from lwlab.errors import BadInput, suggest
-from lwlab.storage import open, plain, save
+from lwlab.storage import Result, open, plain, save
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,36 +107,31 @@ class Lab(Generic[_R]):
     def __init__(self, result: _R) -> None:
         self._result: _R = result
 
-    def _one(self, variable: str | None) -> xr.DataArray:
-        """Return the array to draw: the result itself, or one variable of a Dataset."""
-        if isinstance(self._result, xr.DataArray):
-            if variable is not None:
-                raise BadInput(f"variable={variable!r} was given for a result that is one array.")
+    def _pick(self, variable: str | None) -> Result:
+        """Return the result, or one variable of it with the provenance of the whole."""
+        if variable is None:
             return self._result
-        names = [str(k) for k in self._result.data_vars]
-        if variable is None and len(names) != 1:
-            raise BadInput(f"this result holds {len(names)} variables: name one of {names}.")
-        chosen = names[0] if variable is None else variable
-        if chosen not in names:
-            raise BadInput(f"no variable {chosen!r} here{suggest(chosen, names)}")
-        array = self._result[chosen]
+        names = [str(k) for k in getattr(self._result, "data_vars", [])]
+        if variable not in names:
+            raise BadInput(f"no variable {variable!r} in this result{suggest(variable, names)}")
+        array: xr.DataArray = self._result[variable]
         return array.assign_attrs({**self._result.attrs, **array.attrs})
 
     def _draw(self, chart: str, variable: str | None, *args: Any, **options: Any) -> Any:
         from lwlab import charts
 
-        return getattr(charts, chart)(self._one(variable), *args, **options)
+        return getattr(charts, chart)(self._pick(variable), *args, **options)
 
-    def heatmap(self, variable: str | None = None, **options: Any) -> Any:
+    def heatmap(self, *args: Any, variable: str | None = None, **options: Any) -> Any:
         """Draw two dimensions as a heat map (see `lw.charts.heatmap`)."""
-        return self._draw("heatmap", variable, **options)
+        return self._draw("heatmap", variable, *args, **options)
 
-    def profile(self, variable: str | None = None, **options: Any) -> Any:
-        """Draw one dimension, usually layers, as a line (see `lw.charts.profile`)."""
-        return self._draw("profile", variable, **options)
+    def profile(self, *args: Any, variable: str | None = None, **options: Any) -> Any:
+        """Draw one dimension, usually layers, as lines (see `lw.charts.profile`)."""
+        return self._draw("profile", variable, *args, **options)
 
     def scatter(self, other: xr.DataArray, variable: str | None = None, **options: Any) -> Any:
-        """Draw this result (x) against `other` (y), cell by cell (see `lw.charts.scatter`)."""
+        """Draw this (x) against `other` (y), cell by cell (see `lw.charts.scatter`)."""
         return self._draw("scatter", variable, other, **options)
 
     def head_grid(self, variable: str | None = None, **options: Any) -> Any:

@@ -119,7 +119,7 @@ def save(result: Result, path: str | os.PathLike[str]) -> Path:
         if suffix == ".nc":
             data.to_netcdf(fresh, engine="h5netcdf", encoding=encoding)
         else:
-            data.to_zarr(fresh, consolidated=False)
+            data.to_zarr(fresh, zarr_format=2, consolidated=False)  # format 3 has no text type yet
     return path
 
 
@@ -141,17 +141,21 @@ def _storable(variable: xr.Variable, name: str) -> str:
 def open(path: str | os.PathLike[str]) -> Result:
     """Open what `lw.save` wrote, wholly in memory; any other netCDF file opens as a Dataset.
 
-    Raises BadInput when there is no such file, or its suffix is neither .nc nor .zarr.
+    Raises BadInput when there is no such file, its suffix is neither .nc nor .zarr, or it is
+    damaged.
     """
     path = Path(path)
     suffix = _suffix(path)
     if not path.exists():
         raise BadInput(f"there is no result at {str(path)!r}.")
-    if suffix == ".nc":
-        data = xr.load_dataset(path, engine="h5netcdf")
-    else:
-        with xr.open_zarr(path, consolidated=False) as stored:
-            data = stored.load()
+    try:
+        if suffix == ".nc":
+            data = xr.load_dataset(path, engine="h5netcdf")
+        else:
+            with xr.open_zarr(path, consolidated=False) as stored:
+                data = stored.load()
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{str(path)!r} cannot be read as {suffix[1:]}: {error}") from error
     if _RECORD not in data:
         return data
     record = json.loads(str(data[_RECORD].item()))

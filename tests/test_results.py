@@ -187,6 +187,13 @@ def test_a_missing_file_is_named(tmp_path):
         open_result(tmp_path / "gone.nc")
 
 
+def test_a_damaged_file_is_named(tmp_path):
+    path = save(heat(), tmp_path / "r.nc")
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(BadInput, match=r"r\.nc' cannot be read as nc"):
+        open_result(path)
+
+
 def test_label_takes_tensors_of_any_kind():
     tensor = torch.ones(2, 3, dtype=torch.bfloat16, requires_grad=True)
     array = label(tensor, ("layer", "head"))
@@ -252,15 +259,23 @@ def test_the_accessor_hands_its_array_and_options_to_the_charts(monkeypatch):
     xr.testing.assert_identical(calls[2][1][1], array * 2)
 
     data = xr.Dataset({"a": array.rename(None), "b": array.rename(None) + 1}, attrs={"model": "m"})
-    data.lw.heatmap("b")
+    data.lw.heatmap("position", variable="b")
     assert calls[-1][1][0].attrs["model"] == "m"
     np.testing.assert_array_equal(calls[-1][1][0], array + 1)
-    with pytest.raises(BadInput, match="2 variables"):
-        data.lw.heatmap()
-    with pytest.raises(BadInput, match="no variable 'c'"):
-        data.lw.heatmap("c")
-    with pytest.raises(BadInput, match="is one array"):
-        array.lw.heatmap("a")
+    assert calls[-1][1][1] == "position"
+    data.lw.profile()
+    assert calls[-1][1][0] is data
+    with pytest.raises(BadInput, match=r"no variable 'c' in this result\. Available: a, b"):
+        data.lw.heatmap(variable="c")
+    with pytest.raises(BadInput, match=r"no variable 'a' in this result\. Available: none"):
+        array.lw.heatmap(variable="a")
+
+
+@pytest.mark.parametrize("chart", ["heatmap", "profile", "head_grid"])
+def test_the_accessor_draws_real_charts(chart):
+    array = label(torch.randn(3, 4), ("layer", "head"), name="effect")
+    for drawn in (getattr(array.lw, chart)(), array.lw.scatter(array * 2)):
+        assert "vega-lite" in drawn.to_dict()["$schema"]
 
 
 def test_to_frame_has_one_row_a_cell():

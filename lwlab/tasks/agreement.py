@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lwlab.errors import BadInput, UnknownName, suggest
 from lwlab.tasks.base import Task
-from lwlab.tasks.fit import Example, Fit, build, check_n, fill
+from lwlab.tasks.fit import Example, Fit, build, fill
 from lwlab.tasks.words import NOUNS
 
 TEMPLATES: dict[str, str] = {
@@ -56,7 +56,7 @@ def agreement(
     most = len(pairs) * (len(pairs) - 1) if between else len(pairs)
     if most < 1:
         raise BadInput(f"{len(pairs)} nouns fit the tokenizer in both numbers; give more nouns.")
-    check_n(n, 2 * most, "agreement")
+    fit.check_n(n, 2 * most, "agreement")
     examples: list[Example] = []
     for draw in rng.sample(range(most), -(-n // 2)):
         first, second = divmod(draw, len(pairs) - 1) if between else (draw, 0)

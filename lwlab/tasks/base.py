@@ -87,9 +87,18 @@ class Task:
         return table[:, 0]
 
     def subset(self, index: int | slice | Sequence[int] | Tensor) -> Task:
-        """Return the task of some prompts: an index, a slice, a list, or a mask of n bools."""
+        """Return the task of some prompts: an index, a slice, a list, or a mask of n bools.
+
+        Raises BadInput for an index out of range and for no prompt at all.
+        """
         every = torch.arange(len(self))
-        rows = every[index if isinstance(index, slice) else torch.as_tensor(index)].reshape(-1)
+        if not isinstance(index, slice):
+            index = torch.as_tensor(index)
+            index = index if index.dtype == torch.bool else index.long()
+        try:
+            rows = every[index].reshape(-1)
+        except IndexError as error:
+            raise BadInput(f"{self.name} has {len(self)} prompts: {error}") from None
         if len(rows) == 0:
             raise BadInput(f"no prompt of {self.name} is left by that index.")
         at = rows.tolist()

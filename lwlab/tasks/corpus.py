@@ -60,8 +60,10 @@ def corpus(
 
 
 def _pydoc() -> list[str]:
-    from pydoc_data.topics import topics
-
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise BadInput("this Python was installed without pydoc_data; give a path.") from None
     return [_strip(topics[key]) for key in sorted(topics)]
 
 
@@ -108,17 +110,20 @@ def _dataset(name: str, config: str | None, split: str, column: str) -> list[str
 def _pieces(fit: Fit, text: str, tokens: int) -> list[str]:
     """Cut a text at white space into consecutive pieces of at most `tokens` tokens."""
     words = re.findall(r"\s*\S+", text)
+    sizes = [len(ids) for ids in fit.tokenizer(words, add_special_tokens=False)["input_ids"]]
+    room = tokens - len(fit.ids(""))  # a start token takes its place
     out, start = [], 0
     while start < len(words):
-        low, high = start + 1, min(start + tokens, len(words))  # a word is a token at least
-        while low < high:  # the longest run of words that fits, by bisection
-            middle = (low + high + 1) // 2
-            if len(fit.ids("".join(words[start:middle]).lstrip())) <= tokens:
-                low = middle
-            else:
-                high = middle - 1
-        piece = "".join(words[start:low]).lstrip()
-        if tokens / 2 <= len(fit.ids(piece)) <= tokens:
+        stop, filled = start + 1, sizes[start]
+        while stop < len(words) and filled + sizes[stop] <= room:
+            filled += sizes[stop]
+            stop += 1
+        # Words apart may have fewer tokens than together, so count the piece itself.
+        while len(fit.ids(piece := "".join(words[start:stop]).lstrip())) > tokens:
+            stop -= 1
+            if stop == start:
+                break
+        if stop > start and len(fit.ids(piece)) >= tokens / 2:
             out.append(piece)
-        start = low
+        start = max(stop, start + 1)
     return out

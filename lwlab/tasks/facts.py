@@ -9,7 +9,7 @@ from typing import Any
 
 from lwlab.errors import UnknownName, suggest
 from lwlab.tasks.base import Task
-from lwlab.tasks.fit import Example, Fit, build, check_n, fill
+from lwlab.tasks.fit import Example, Fit, build, fill
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def facts(
     fits = set(fit.keep([*given, *given.values()], "subjects and answers", 4))
     usable = [(s, a) for s, a in given.items() if s in fits and a in fits]
     twins = [(x, y) for i, x in enumerate(usable) for y in usable[i + 1 :] if x[1] != y[1]]
-    check_n(n, 2 * len(twins), f"facts({relation!r})")
+    fit.check_n(n, 2 * len(twins), f"facts({relation!r})")
     examples: list[Example] = []
     for x, y in rng.sample(twins, -(-n // 2)):
         here, there = (fill(frame, subject=subject) for subject, _ in (x, y))

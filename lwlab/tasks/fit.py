@@ -65,6 +65,7 @@ class Fit:
     def __init__(self, model: Any) -> None:
         """Take a Model or a tokenizer; BadInput if it has none or ends prompts with a token."""
         self.tokenizer: Any = getattr(model, "tokenizer", model)
+        self.dropped: dict[str, list[str]] = {}
         if not callable(self.tokenizer):
             raise BadInput(f"a task needs a model with a tokenizer; {model!r} has none.")
         bare = list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
@@ -94,20 +95,35 @@ class Fit:
     def keep(self, words: Iterable[str], what: str, need: int) -> list[str]:
         """Return the words that are one token with a leading space; fewer than `need` is an error.
 
-        The error names the words dropped and how they split.
+        Dropped words are remembered, for this and later errors to name.
         """
         words = list(dict.fromkeys(words))
         fits = [w for w in words if self.single(" " + w) is not None]
+        kept = set(fits)
+        self.dropped |= {w: self.pieces(" " + w) for w in words if w not in kept}
         if len(fits) < need:
-            dropped = [w for w in words if w not in fits]
-            shown = ", ".join(f"{w!r} = {self.pieces(' ' + w)}" for w in dropped[:8])
-            more = f" and {len(dropped) - 8} more" if len(dropped) > 8 else ""
-            why = f" Not one token for this tokenizer: {shown}{more}." if dropped else ""
             raise BadInput(
-                f"{len(fits)} of {len(words)} {what} can be used and {need} are needed.{why} "
-                f"Give other {what}."
+                f"{len(fits)} of {len(words)} {what} can be used and {need} are needed."
+                f"{self.why()} Give other {what}."
             )
         return fits
+
+    def check_n(self, n: int, most: int, task: str) -> None:
+        """Raise BadInput unless 1 <= n <= most, the number of distinct prompts there are."""
+        if n < 1:
+            raise BadInput(f"{task} was asked for n={n} prompts; n must be at least 1.")
+        if n > most:
+            raise BadInput(
+                f"{task} was asked for n={n} prompts and these words and templates make {most} "
+                f"distinct ones; take n <= {most}, or give more words or templates.{self.why()}"
+            )
+
+    def why(self) -> str:
+        """Return the sentence that names the words dropped so far and how they split, or ""."""
+        shown = [f"{word!r} = {pieces}" for word, pieces in self.dropped.items()]
+        more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
+        listed = f"{', '.join(shown[:8])}{more}"
+        return f" Not one token for this tokenizer: {listed}." if shown else ""
 
     def place(self, text: Text, slot: str) -> int | None:
         """Position of a slot's token, or None if the slot is not exactly one token there."""
@@ -141,17 +157,6 @@ class Fit:
                 )
             out.append(found)
         return out
-
-
-def check_n(n: int, most: int, task: str) -> None:
-    """Raise BadInput unless 1 <= n <= most, the number of distinct prompts there are."""
-    if n < 1:
-        raise BadInput(f"{task} was asked for n={n} prompts; n must be at least 1.")
-    if n > most:
-        raise BadInput(
-            f"{task} was asked for n={n} prompts and these words and templates make {most} "
-            f"distinct ones; take n <= {most}, or give more words or templates."
-        )
 
 
 def build(

@@ -8,10 +8,11 @@ from typing import Any
 
 from lwlab.errors import BadInput
 from lwlab.tasks.base import Task
-from lwlab.tasks.fit import Example, Fit, build, check_n, fill
+from lwlab.tasks.fit import Example, Fit, build, fill
 from lwlab.tasks.words import EVENTS
 
 TEMPLATE = "The {noun} lasted from the year {stem}{last} to the year {stem}"
+CENTURIES = (11, 12, 13, 14, 15, 16, 17)
 
 
 def greater_than(
@@ -21,7 +22,7 @@ def greater_than(
     *,
     template: str = TEMPLATE,
     nouns: Sequence[str] = EVENTS,
-    centuries: Sequence[int] = tuple(range(11, 18)),
+    centuries: Sequence[int] = CENTURIES,
 ) -> Task:
     """Make n prompts that stop before the last token of a year that must follow another.
 
@@ -37,11 +38,13 @@ def greater_than(
     Raises BadInput where years split in another way, too few nouns fit, or n is too large.
     """
     fit, rng = Fit(model), random.Random(f"greater-than {seed}")
+    if not centuries or not all(10 <= c <= 99 for c in centuries):
+        raise BadInput(f"centuries are numbers of two digits, such as 17; got {list(centuries)}.")
     fitting = fit.keep(nouns, "nouns", 1)
     years, ids = _years(fit, centuries)
     digits = len(years[0][1])
     most = len(fitting) * len(years)
-    check_n(n, most, "greater_than")
+    fit.check_n(n, most, "greater_than")
     examples = []
     for draw in rng.sample(range(most), n):
         stem, last = years[draw // len(fitting)]
@@ -68,7 +71,7 @@ def _years(fit: Fit, centuries: Sequence[int]) -> tuple[list[tuple[str, str]], d
     Some years are one token of their own (" 1800" in GPT-2): they are no start years, and the id of
     their ending is taken from another century.
     """
-    tens = [str(c) for c in centuries]
+    tens = [str(c) for c in dict.fromkeys([*centuries, *CENTURIES])]
     for stems, lasts, low in (
         (tens, [f"{y:02d}" for y in range(100)], 1),
         ([f"{c}{t}" for c in tens for t in range(10)], [str(y) for y in range(10)], 0),
@@ -83,7 +86,10 @@ def _years(fit: Fit, centuries: Sequence[int]) -> tuple[list[tuple[str, str]], d
         years = [
             (stem, last)
             for (stem, last), i in table.items()
-            if i is not None and corrupt < last < lasts[-1] and table[stem, corrupt] is not None
+            if i is not None
+            and corrupt < last < lasts[-1]
+            and table[stem, corrupt] is not None
+            and int(stem[:2]) in centuries
         ]
         if years and len(ids) == len(lasts):
             return years, dict(sorted(ids.items()))

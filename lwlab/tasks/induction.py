@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from lwlab.errors import BadInput, UnknownName, suggest
 from lwlab.tasks.base import Task
-from lwlab.tasks.fit import Example, Fit, Text, build, check_n, fill
+from lwlab.tasks.fit import Example, Fit, Text, build, fill
 from lwlab.tasks.words import THINGS
 
 
@@ -46,8 +46,8 @@ def induction(
             f"length={length}, repeats={repeats}, start={start!r}: a list has at least 3 words, "
             "is read at least once, and follows a word."
         )
-    check_n(n, 100_000, "induction")
     fit, rng = Fit(model), random.Random(f"induction {seed}")
+    fit.check_n(n, 100_000, "induction")
     if kind == "words":
         pool = fit.keep(words, "words", length + 1)
     else:

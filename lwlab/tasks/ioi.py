@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 from lwlab.errors import BadInput, UnknownName, suggest
 from lwlab.tasks.base import Task
-from lwlab.tasks.fit import Example, Fit, build, check_n, fill
+from lwlab.tasks.fit import Example, Fit, build, fill
 from lwlab.tasks.words import NAMES, OBJECTS, PLACES
 
 TEMPLATES: dict[str, str] = {
@@ -142,13 +142,13 @@ def _pairs(
     wanted = -(-n // 2)
     if names and not isinstance(names[0], str):
         given = cast("Sequence[tuple[str, str]]", names)
-        fits = fit.keep([w for pair in given for w in pair], "names", 2)
+        fits = fit.keep([w for pair in given for w in pair], "names", 0)
         pairs = [(a, b) for a, b in given if a != b and a in fits and b in fits]
-        check_n(n, 2 * len(pairs), "ioi")
+        fit.check_n(n, 2 * len(pairs), "ioi")
         return pairs[:wanted], fit.keep(NAMES, "names", 5) if fresh else fits
     fits = fit.keep(cast("Sequence[str]", names), "names", 5 if fresh else 2)
     most = len(fits) * (len(fits) - 1)
-    check_n(n, 2 * most if both else most, "ioi")
+    fit.check_n(n, 2 * most if both else most, "ioi")
     pairs = []
     seen: set[frozenset[str]] = set()
     for draw in rng.sample(range(most), most if not both else wanted):

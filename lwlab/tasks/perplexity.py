@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 
 def perplexity(
-    model: Model, texts: str | Sequence[str], max_tokens: int = 256, batch: int = 4
+    model: Model, texts: str | Sequence[str], max_tokens: int | None = None, batch: int = 4
 ) -> xr.Dataset:
     """Score texts by how well each next token is predicted.
 
     nll_i = -1/(T_i - 1) sum_{t=2..T_i} log p(x_t | x_<t), in nats a predicted token; perplexity =
     exp(sum_i (T_i - 1) nll_i / sum_i (T_i - 1)). The first token is not predicted (nothing stands
-    before it), and a text is cut after `max_tokens` tokens. Equal to Hugging Face's loss with
+    before it), and a text is cut after `max_tokens` tokens (256, or what the model reads if that is
+    less). Equal to Hugging Face's loss with
     `labels=` for a single text.
 
     Returns `nll` and `tokens` (predicted tokens) over `prompt`, and the numbers `perplexity`,
@@ -35,6 +36,7 @@ def perplexity(
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     longest = model.max_tokens
+    max_tokens = min(256, longest or 256) if max_tokens is None else max_tokens
     if max_tokens < 2 or (longest is not None and max_tokens > longest):
         raise BadInput(
             f"max_tokens is {max_tokens}; {model.name} reads from 2 to {longest or 'any number'}."

@@ -8,7 +8,7 @@ from typing import Any
 
 from lwlab.errors import UnknownName, suggest
 from lwlab.tasks.base import Task
-from lwlab.tasks.fit import Example, Fit, build, check_n, fill
+from lwlab.tasks.fit import Example, Fit, build, fill
 from lwlab.tasks.words import FEMALE, MALE
 
 TEMPLATES: dict[str, tuple[str, str, str]] = {
@@ -45,7 +45,7 @@ def pronouns(
     fit, rng = Fit(model), random.Random(f"pronouns {seed}")
     men, women = fit.keep(male, "male names", 1), fit.keep(female, "female names", 1)
     most = len(men) * len(women)
-    check_n(n, 2 * most, "pronouns")
+    fit.check_n(n, 2 * most, "pronouns")
     examples: list[Example] = []
     for draw in rng.sample(range(most), -(-n // 2)):
         his, her = (

@@ -12,7 +12,7 @@ MALE = _words(
     Matthew Anthony Mark Steven Paul Andrew Joshua Kenneth Kevin Brian George Edward Ronald Timothy
     Jason Jeffrey Ryan Jacob Gary Nicholas Eric Jonathan Stephen Larry Justin Scott Brandon Benjamin
     Samuel Frank Gregory Raymond Patrick Jack Dennis Jerry Tyler Aaron Henry Douglas Peter Adam
-    Nathan Walter Carl Roger Arthur Simon Martin Philip Oliver Tom"""
+    Nathan Walter Carl Roger Arthur Simon Martin Philip Oliver Tom Dan"""
 )
 FEMALE = _words(
     """Mary Patricia Jennifer Linda Elizabeth Barbara Susan Jessica Sarah Karen Lisa Nancy Margaret
