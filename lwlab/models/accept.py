@@ -8,8 +8,9 @@ import torch
 
 from lwlab.errors import BadInput, LwlabError
 from lwlab.models.anatomy import Anatomy
-from lwlab.models.identities import logits_equal, measure, sample
+from lwlab.models.identities import logits_equal, measure
 from lwlab.models.model import Model
+from lwlab.models.sample import sample
 
 TOLERANCE = 1e-4
 _ADVICE = "Pass anatomy=lw.Anatomy(...) with the right modules, or check=False to go on regardless."

@@ -15,31 +15,13 @@ import torch
 
 from lwlab.errors import BadInput
 from lwlab.models.model import Model, Prompts
+from lwlab.models.sample import sample
 from lwlab.models.sites import Address
 from lwlab.tracing import engine
 from lwlab.tracing._nnsight import lock
 from lwlab.tracing.edits import Edit
 
 Values = dict[Address, torch.Tensor]
-
-
-def sample(model: Model, seed: int = 0, tokens: int = 6) -> Prompts | None:
-    """A small input for this model, or None when its kind of input is unknown."""
-    g = torch.Generator().manual_seed(seed)
-    config: Any = getattr(model.module, "config", None)
-    if model.example is not None:
-        return model.example
-    if model.d_vocab and model.kind in ("decoder", "encoder", "encoder-decoder"):
-        high = min(model.d_vocab, 40)
-        ids = torch.randint(min(10, high // 2), high, (1, tokens), generator=g)
-        if model.kind == "encoder-decoder":
-            return {"input_ids": ids, "decoder_input_ids": ids.flip(1)}
-        return ids
-    size = getattr(config, "image_size", None) or getattr(model.module, "image_size", None)
-    if model.kind == "vision" and size:
-        channels = getattr(config, "num_channels", 3)
-        return torch.randn(1, channels, size, size, generator=g)
-    return None
 
 
 def logits_equal(model: Model, x: Prompts) -> float | None:
@@ -113,7 +95,8 @@ def _attention(model: Model, x: Prompts, z: torch.Tensor | None) -> dict[str, fl
     out = engine.run(model, x, [r for group in at.values() for r in group], logits="all")
     errors = {"pattern": 0.0}
     for pattern, v, z_heads in zip(*(map(out.values.__getitem__, group) for group in at.values())):
-        if v.shape[2] != a.n_kv_heads or z_heads.shape[2:] != (a.n_heads, a.d_head):
+        found = (pattern.shape[1], v.shape[2], *z_heads.shape[2:])
+        if found != (a.n_heads, a.n_kv_heads, a.n_heads, a.d_head):
             return {"pattern": float("inf")}
         v = v.repeat_interleave(pattern.shape[1] // v.shape[2], 2)
         mixed = torch.einsum("bhqk,bkhd->bqhd", pattern, v)

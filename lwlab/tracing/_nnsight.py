@@ -78,9 +78,12 @@ def wrap(module: nn.Module, tokenizer: Any = None) -> Any:
     with lock(module), warnings.catch_warnings():
         # BERT's submodule called `output`: `envoy` below knows where nnsight puts it.
         warnings.filterwarnings("ignore", message=".*which nnsight already serves.*")
-        if tokenizer is not None and hasattr(module, "config"):
-            return ns.TransformersModel(module, tokenizer=tokenizer)
-        return ns.NNsight(module)
+        if tokenizer is None or not hasattr(module, "config"):
+            return ns.NNsight(module)
+        # Left to itself it knows no task for a bare encoder, and wants masked text for a masked LM.
+        generates = getattr(module, "can_generate", bool)()
+        task = "text-generation" if generates else "feature-extraction"
+        return ns.TransformersModel(module, tokenizer=tokenizer, task=task)
 
 
 def envoy(nn_: Any, path: str) -> Any:

@@ -16,21 +16,20 @@ import torch
 from torch import nn
 
 from lwlab.errors import BadInput, NoFiring
-from lwlab.models.anatomy import Anatomy
 from lwlab.models.model import Model, Prompts
-from lwlab.models.sites import SITES, Address
+from lwlab.models.sites import Address
 from lwlab.models.tokens import Tokens
 from lwlab.models.views import View, Whole
 from lwlab.tracing._nnsight import envoy, lock, nnsight
 from lwlab.tracing.batch import Batch, batch
 from lwlab.tracing.edits import Edit
+from lwlab.tracing.order import rank
 from lwlab.tracing.pattern import exposed
 
 __all__ = ["Batch", "Reading", "Trace", "batch", "keep_last", "last", "plan", "run", "tensor_of"]
 
 # Modules that were seen to write into their activations: reads are copied there.
 _RESTLESS: WeakSet[nn.Module] = WeakSet()
-_ORDER = {site: i for i, site in enumerate(SITES)}
 _EDITS = Edit.__call__.__code__.co_filename
 
 
@@ -126,8 +125,12 @@ def guarded(edits: Sequence[Edit], function: Callable[..., Any], *args: Any) -> 
         edit.fired, edit.error = 0, None
     try:
         return function(*args)
-    except Exception:
+    except Exception as failure:
         error = next((e.error for e in edits if e.error is not None), None)
+        if error is None and type(failure).__name__ == "OutOfOrderError":
+            raise BadInput(
+                f"a module that this needs did not run, or not where the anatomy says: {failure}"
+            ) from None
         if error is None:
             raise
     inner = error.__traceback__
@@ -230,14 +233,13 @@ def too_large(size: float, limit: float) -> BadInput:
 
 def plan(model: Model, reads: Sequence[Address], edits: Sequence[Edit]) -> list[_Event]:
     """Group reads and edits by module end, in the order in which the forward pass meets them."""
-    anatomy = model.anatomy
     events: dict[tuple[str, str], _Event] = {}
     jobs = sorted(
         [(a, None) for a in reads if a.site != "logits"] + [(e.at, e) for e in edits],
-        key=lambda job: order_key(anatomy, job[0]),
+        key=lambda job: rank(model, job[0]),
     )
     for address, edit in jobs:
-        tap = anatomy.taps[address.site]
+        tap = model.anatomy.taps[address.site]
         path = tap.at(address.layer)
         event = events.setdefault((path, tap.end), _Event(path, tap.end, tap.shared))
         event.shared |= tap.shared
@@ -246,13 +248,6 @@ def plan(model: Model, reads: Sequence[Address], edits: Sequence[Edit]) -> list[
         else:
             event.edits.append((tap.view, edit))
     return list(events.values())
-
-
-def order_key(anatomy: Anatomy, address: Address) -> tuple[int, int, int]:
-    """Sort key that puts addresses in the order of the forward pass."""
-    site = address.site
-    phase = 0 if site == "embed" else 2 if site in ("final_norm", "logits") else 1
-    return phase, address.layer or 0, _ORDER[site]
 
 
 def keep_last(model: Model, data: Batch, logits: str | None = "last") -> dict[str, Any]:

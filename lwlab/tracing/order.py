@@ -10,11 +10,15 @@ from torch import nn
 
 from lwlab.errors import BadInput
 from lwlab.models.model import Model
-from lwlab.tracing import engine
+from lwlab.models.sample import sample
+from lwlab.models.sites import SITES, Address
 from lwlab.tracing._nnsight import lock
+from lwlab.tracing.batch import batch
+from lwlab.tracing.pattern import exposed
 
 Order = dict[tuple[str, str], int]
 _KNOWN: WeakKeyDictionary[nn.Module, Order] = WeakKeyDictionary()
+_SITES = {site: i for i, site in enumerate(SITES)}
 
 
 def module_order(model: Model) -> Order:
@@ -22,16 +26,20 @@ def module_order(model: Model) -> Order:
 
     Raises BadInput for a model whose kind of input is unknown.
     """
-    from lwlab.models.identities import sample
-
-    if model.module in _KNOWN:
+    with lock(model):
+        if model.module not in _KNOWN:
+            _KNOWN[model.module] = _record(model)
         return _KNOWN[model.module]
+
+
+def _record(model: Model) -> Order:
     x = sample(model)
     if x is None:
         raise BadInput(
-            f"{model.name}: no sample input is known, so the order of its modules is not either"
+            f"{model.name}: no sample input is known, so the order of its modules is not either; "
+            "pass example= to lw.wrap"
         )
-    data = engine.batch(model, x)
+    data = batch(model, x)
     order: Order = {}
 
     def note(path: str, end: str) -> Any:
@@ -40,15 +48,28 @@ def module_order(model: Model) -> Order:
 
         return hook
 
-    with lock(model), torch.no_grad():
-        handles = []
+    handles = []
+    try:
         for path, module in model.module.named_modules():
             handles.append(module.register_forward_pre_hook(note(path, "input")))
             handles.append(module.register_forward_hook(note(path, "output")))
-        try:
+        with torch.no_grad(), exposed(model.module, "attn_pattern" in model.anatomy.taps):
             model.module(*data.args, **data.inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
-    _KNOWN[model.module] = order
+    finally:
+        for handle in handles:
+            handle.remove()
     return order
+
+
+def rank(model: Model, address: Address) -> tuple[int, ...]:
+    """Sort key that puts addresses in the order of the forward pass.
+
+    As recorded; where no sample input is known, in the order of the vocabulary, layer by layer.
+    """
+    tap, recorded = model.anatomy.taps[address.site], _KNOWN.get(model.module)
+    if recorded is None and (sample(model) is not None):
+        recorded = module_order(model)
+    if recorded is not None:
+        return (recorded.get((tap.at(address.layer), tap.end), -1), _SITES[address.site])
+    phase = {"embed": 0, "final_norm": 2, "logits": 2}.get(address.site, 1)
+    return phase, address.layer or 0, _SITES[address.site]
