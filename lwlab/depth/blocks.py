@@ -116,6 +116,14 @@ class Blocks:
         return torch.cat(parts)
 
 
+def one_by_one(tokens: Tokens) -> list[Tokens]:
+    """Split a batch into its prompts, each without padding."""
+    return [
+        Tokens(ids[mask.bool()][None], mask[mask.bool()][None], (strings,), (text,))
+        for ids, mask, strings, text in zip(tokens.ids, tokens.mask, tokens.strings, tokens.texts)
+    ]
+
+
 def capture(model: Model, prompt: Prompts) -> Blocks:
     """Run one prompt and keep its streams and the arguments of its blocks.
 

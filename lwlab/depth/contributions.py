@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 
+from lwlab.depth.blocks import one_by_one
 from lwlab.depth.skips import PAPER, require_writes
 from lwlab.errors import BadInput
-from lwlab.models.model import Model
+from lwlab.models.model import Model, Prompts
 from lwlab.models.sites import Address
+from lwlab.models.tokens import Tokens
 from lwlab.results import label, provenance
 from lwlab.tracing import engine, labels
 
@@ -21,9 +22,7 @@ _PARTS = ("attention", "mlp", "layer", "stream")
 _SITES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 
 
-def layer_contributions(
-    model: Model, prompts: str | Sequence[str], *, front: int = 1
-) -> xr.Dataset:
+def layer_contributions(model: Model, prompts: Prompts, *, front: int = 1) -> xr.Dataset:
     """Norms, relative contributions and cosines of what each layer writes.
 
     With h_l the stream entering layer l, a_l and m_l what attention and MLP add,
@@ -46,22 +45,21 @@ def layer_contributions(
     no position is left.
     """
     require_writes(model, "contributions")
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    tokens = model.tokens(texts)
+    tokens = model.tokens(prompts)
     if front < 0 or int(tokens.lengths.min()) <= front:
         i = int(tokens.lengths.argmin())
         raise BadInput(
-            f"front={front} leaves no position of {texts[i]!r:.80}, which has "
+            f"front={front} leaves no position of {tokens.texts[i]!r:.80}, which has "
             f"{int(tokens.lengths[i])} tokens"
         )
-    gathered = [_of_one(model, text, front) for text in texts]
+    gathered = [_of_one(model, one, front) for one in one_by_one(tokens)]
     longest = max(g["norm"].shape[-1] for g in gathered)
     out = {}
     names = {"norm": "norm", "relative": "relative contribution", "cosine": "cosine similarity"}
     at = list(range(front, front + longest))
     strings = labels.position_coords(tokens, at)["token_str"]
     for name, title in names.items():
-        data = np.full((len(_PARTS), len(texts), model.n_layers, longest), np.nan, np.float32)
+        data = np.full((len(_PARTS), len(tokens), model.n_layers, longest), np.nan, np.float32)
         for i, g in enumerate(gathered):
             data[:, i, :, : g[name].shape[-1]] = g[name]
         coords: dict[str, Any] = {"part": list(_PARTS), "layer": list(range(model.n_layers))}
@@ -70,19 +68,19 @@ def layer_contributions(
         out[name].attrs["long_name"] = title
     result = xr.Dataset(out)
     result["identity_error"] = ("prompt", [g["error"] for g in gathered])
-    return result.assign_coords(text=("prompt", texts)).assign_attrs(
+    return result.assign_coords(text=("prompt", list(tokens.texts))).assign_attrs(
         provenance(
-            model, technique="contributions", paper=PAPER, front=front, n=len(texts),
+            model, technique="contributions", paper=PAPER, front=front, n=len(tokens),
             tokens=int((tokens.lengths - front).sum()),
         )
     )  # fmt: skip
 
 
-def _of_one(model: Model, text: str, front: int) -> dict[str, Any]:
+def _of_one(model: Model, prompt: Tokens, front: int) -> dict[str, Any]:
     """The three quantities of one prompt as arrays [part, layer, position], and the error."""
     layers = range(model.n_layers)
     reads = [Address(site, i) for site in _SITES for i in layers]
-    trace = engine.run(model, text, reads, logits=None)
+    trace = engine.run(model, prompt, reads, logits=None)
     h, a, m, y = (
         torch.stack([trace.values[Address(site, i)][0].float().cpu() for i in layers])
         for site in _SITES

@@ -1,8 +1,8 @@
 """Do Language Models Use Their Depth Efficiently? Csordas, Manning & Potts, arXiv:2505.13898.
 
-The front of the analyses, each in a module of its own: what layers add (`layer_contributions`), what
-depends on them (`skip_effects`), how far their stream is from the answer (`lens_distance`), until
-which depth tokens are needed (`token_erasure`), which writes make the answer
+The front of the analyses, each in a module of its own: what layers add (`layer_contributions`),
+what depends on them (`skip_effects`), how far their stream is from the answer (`lens_distance`),
+until which depth tokens are needed (`token_erasure`), which writes make the answer
 (`integrated_gradients`), and whether harder questions go deeper (`question_effects`).
 """
 
@@ -20,7 +20,7 @@ from lwlab.depth.lens import lens_distance
 from lwlab.depth.scores import Halves, depth_score, halves, row_means
 from lwlab.depth.skips import PAPER, skip_effects
 from lwlab.depth.texts import Question, from_hub, multi_hop, sums, word_problems
-from lwlab.models.model import Model
+from lwlab.models.model import Model, Prompts
 from lwlab.results import provenance
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
 
 def overview(
     model: Model,
-    prompts: str | Sequence[str],
+    prompts: Prompts,
     *,
     t: int | Sequence[int] | None = None,
     layers: Iterable[int] | int | None = None,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import xarray as xr
 
-from lwlab.depth.blocks import Blocks, capture, check_replayable
+from lwlab.depth.blocks import Blocks, capture, check_replayable, one_by_one
 from lwlab.depth.skips import PAPER
 from lwlab.errors import BadInput
-from lwlab.models.model import Model
+from lwlab.models.model import Model, Prompts
 from lwlab.models.sites import Address
 from lwlab.models.tokens import Tokens
 from lwlab.results import label, provenance
@@ -24,7 +24,7 @@ def token_erasure(
     prompt: str,
     answer: str = "",
     *,
-    reference: Sequence[str],
+    reference: Prompts,
     layers: Iterable[int] | int | None = None,
     max_rows: int = 256,
 ) -> xr.Dataset:
@@ -41,8 +41,6 @@ def token_erasure(
     (0..n_layers), or a model whose blocks cannot be run one by one.
     """
     check_replayable(model)
-    if not reference:
-        raise BadInput("reference is empty; give the texts whose mean stream replaces a token")
     n = model.n_layers
     wanted = list(range(n + 1)) if layers is None else _layers(model, layers)
     blocks = capture(model, prompt + answer)
@@ -94,13 +92,13 @@ def token_coords(tokens: Tokens) -> dict[str, Any]:
     return {"position": coords["position"], "token_str": ("position", coords["token_str"][1][0])}
 
 
-def mean_streams(model: Model, texts: Sequence[str]) -> torch.Tensor:
+def mean_streams(model: Model, texts: Prompts) -> torch.Tensor:
     """Mean of the stream entering each block, and of the last, over all positions: [L + 1, d]."""
     n = model.n_layers
     reads = [*(Address("resid_pre", i) for i in range(n)), Address("resid_post", n - 1)]
     total, count = torch.zeros(n + 1, model.d_model or 0), 0
-    for text in texts:
-        trace = engine.run(model, text, reads, logits=None)
+    for one in one_by_one(model.tokens(texts)):
+        trace = engine.run(model, one, reads, logits=None)
         total += torch.stack([trace.values[r][0].float().sum(0).cpu() for r in reads])
         count += trace.values[reads[0]].shape[1]
     return total / count

@@ -61,7 +61,7 @@ def integrated_gradients(
             raise UnknownName(f"part {part!r} is unknown{suggest(str(part), get_args(Part))}")
     if not wanted or not answer:
         raise BadInput(f"parts={wanted}, answer={answer!r}: neither may be empty")
-    if min(steps or 1, max_steps // _NODES, max_rows) < 1:
+    if min(1 if steps is None else steps, max_steps // _NODES, max_rows) < 1:
         raise BadInput(
             f"steps={steps}, max_steps={max_steps}, max_rows={max_rows}: at least 1, {_NODES} and 1"
         )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import xarray as xr
 
+from lwlab.depth.blocks import one_by_one
 from lwlab.errors import BadInput
-from lwlab.models.model import Model
+from lwlab.models.model import Model, Prompts
 from lwlab.models.sites import Address
 from lwlab.results import label, provenance
 from lwlab.tracing import engine, labels
@@ -16,7 +15,7 @@ from lwlab.tracing._nnsight import lock
 
 
 def lens_distance(
-    model: Model, prompts: str | Sequence[str], *, k: int = 5, front: int = 1, every: int = 1
+    model: Model, prompts: Prompts, *, k: int = 5, front: int = 1, every: int = 1
 ) -> xr.Dataset:
     """Distance of the logit lens at each depth from the model's own prediction.
 
@@ -36,19 +35,18 @@ def lens_distance(
         raise BadInput(f"k={k} must be in 1..{model.d_vocab}")
     if every < 1 or front < 0:
         raise BadInput(f"front={front}, every={every}: give front >= 0 and every >= 1")
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    tokens = model.tokens(texts)
+    tokens = model.tokens(prompts)
     if int(tokens.lengths.min()) <= front:
         i = int(tokens.lengths.argmin())
-        raise BadInput(f"front={front} leaves no position of {texts[i]!r:.80}")
+        raise BadInput(f"front={front} leaves no position of {tokens.texts[i]!r:.80}")
     model.unembed(torch.zeros(1, model.d_model or 1, device=model.device, dtype=model.dtype))
     at = list(range(front, int(tokens.lengths.max()), every))
     n = model.n_layers
-    kl = torch.full((len(texts), n + 1, len(at)), torch.nan)
+    kl = torch.full((len(tokens), n + 1, len(at)), torch.nan)
     overlap = kl.clone()
     reads = [*(Address("resid_pre", i) for i in range(n)), Address("resid_post", n - 1)]
-    for i, text in enumerate(texts):
-        trace = engine.run(model, text, reads, logits=None)
+    for i, one in enumerate(one_by_one(tokens)):
+        trace = engine.run(model, one, reads, logits=None)
         own = [p for p in at if p < int(tokens.lengths[i])]
         with lock(model), torch.no_grad():
             final = model.unembed(trace.values[reads[-1]][0, own]).float().log_softmax(-1)
@@ -66,7 +64,7 @@ def lens_distance(
     for v in out.data_vars.values():
         v.attrs.pop("lwlab_version")
     return out.assign_attrs(
-        provenance(model, technique="logit lens", k=k, front=front, every=every, n=len(texts))
+        provenance(model, technique="logit lens", k=k, front=front, every=every, n=len(tokens))
     )
 
 

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 import xarray as xr
 
-from lwlab.depth.blocks import Blocks, capture, check_replayable
+from lwlab.depth.blocks import Blocks, capture, check_replayable, one_by_one
 from lwlab.errors import BadInput, UnknownName, suggest
-from lwlab.models.model import Model
+from lwlab.models.model import Model, Prompts
+from lwlab.models.tokens import Tokens
 from lwlab.results import label, provenance
 from lwlab.tracing._nnsight import lock
 
@@ -31,7 +32,7 @@ _FLOOR = 1e-6  # the paper's: a contribution smaller than this does not divide
 
 def skip_effects(
     model: Model,
-    prompts: str | Sequence[str],
+    prompts: Prompts,
     mode: Mode = "current",
     *,
     t: int | Sequence[int] | None = None,
@@ -70,16 +71,16 @@ def skip_effects(
     layer out of range, a `part` in mode "local", t in mode "current" or a model whose blocks cannot
     be run one by one; UnknownName for a mode or part; MissingSite where a model lacks the part.
     """
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    skipped = _check(model, texts, mode, part, layers, removed, front)
-    cuts = _cuts(model, texts, mode, t, front, np.random.default_rng(seed))
+    skipped = _check(model, mode, part, layers, removed, front)
+    tokens = model.tokens(prompts)
+    cuts = _cuts(tokens, mode, t, front, np.random.default_rng(seed))
     outputs = outputs and mode != "local" and model.anatomy.unembed is not None
-    effect = torch.zeros(2, len(texts), len(skipped), model.n_layers)
-    output = torch.zeros(2, len(texts), len(skipped))
+    effect = torch.zeros(2, len(tokens), len(skipped), model.n_layers)
+    output = torch.zeros(2, len(tokens), len(skipped))
     noise = torch.Generator().manual_seed(seed)
     with lock(model), torch.no_grad():
-        for i, (text, ts) in enumerate(zip(texts, cuts)):
-            blocks = capture(model, text)
+        for i, (one, ts) in enumerate(zip(one_by_one(tokens), cuts)):
+            blocks = capture(model, one)
             for cut in ts:
                 skip = _Skip(blocks, skipped, front, cut, part, removed, noise)
                 d, o = (skip.local(), None) if mode == "local" else skip.propagated(outputs)
@@ -98,11 +99,11 @@ def skip_effects(
         out["output_effect"].attrs["long_name"] = "change of the output distribution (L2)"
     out["layer"].attrs["long_name"] = "layer affected"
     out["skipped"].attrs["long_name"] = "layer skipped"
-    return out.assign_coords(text=("prompt", texts)).assign_attrs(
+    return out.assign_coords(text=("prompt", list(tokens.texts))).assign_attrs(
         provenance(
             model, technique=f"layer skip, {mode}", paper=PAPER, mode=mode, part=part,
             removed=removed, front=front, t=[[c for c in ts if c is not None] for ts in cuts],
-            n=len(texts), seed=seed,
+            n=len(tokens), seed=seed,
         )
     )  # fmt: skip
 
@@ -127,7 +128,6 @@ def require_writes(model: Model, what: str) -> None:
 
 def _check(
     model: Model,
-    texts: list[str],
     mode: str,
     part: str,
     layers: Iterable[int] | int | None,
@@ -140,8 +140,6 @@ def _check(
     ):  # fmt: skip
         if value not in known:
             raise UnknownName(f"{name}={value!r} is unknown{suggest(str(value), known)}")
-    if not texts:
-        raise BadInput("no prompts were given")
     if front < 0:
         raise BadInput(f"front={front}: give how many first positions to leave alone, 0 or more")
     if mode == "future" and not model.anatomy.causal:
@@ -155,19 +153,17 @@ def _check(
 
 
 def _cuts(
-    model: Model,
-    texts: list[str],
+    tokens: Tokens,
     mode: str,
     t: int | Sequence[int] | None,
     front: int,
     rng: np.random.Generator,
 ) -> list[list[int | None]]:
     """For each prompt the values of t, None standing for "all positions"."""
-    tokens = model.tokens(texts)
     if mode == "current" and t is not None:
         raise BadInput("mode='current' skips at every position and takes no t; use 'future'")
     out: list[list[int | None]] = []
-    for text, n in zip(texts, tokens.lengths.tolist()):
+    for text, n in zip(tokens.texts, tokens.lengths.tolist()):
         if t is not None:
             wanted = [t] if isinstance(t, int) else [int(x) for x in t]
         elif mode == "future":
