@@ -58,8 +58,8 @@ def ioi(
     The eight prompts measured in the RelP card: `ioi(model, n=8, names=IOI_RELP_PAIRS,
     order="abba")` (SmolLM2: clean +5.19, corrupt -4.75).
 
-    SmolLM2-135M-Instruct, n=32: logit difference 5.2 to 6.0, the answer first among all tokens in
-    84 to 100 % of prompts; but 1.6 and 50 % on the template "found".
+    SmolLM2-135M-Instruct, n=32: logit difference 4.9 to 6.0, the answer first among all tokens in
+    81 to 100 % of prompts; but 1.5 and 53 % on the template "found".
 
     Raises BadInput when too few words fit the tokenizer (naming them) or n is too large.
     """
