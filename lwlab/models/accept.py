@@ -11,6 +11,7 @@ from lwlab.models.anatomy import Anatomy
 from lwlab.models.identities import logits_equal, measure
 from lwlab.models.model import Model
 from lwlab.models.sample import sample
+from lwlab.tracing.order import module_order
 
 TOLERANCE = 1e-4
 _ADVICE = "Pass anatomy=lw.Anatomy(...) with the right modules, or check=False to go on regardless."
@@ -25,6 +26,8 @@ def accept(model: Model) -> Model:
     x = sample(model)
     if x is None:
         return _without(model, "writes", _UNCHECKED) if model.anatomy.guessed else model
+    if model.anatomy.guessed:
+        model = _running(model)
     try:
         exact = logits_equal(model, x)
         errors = measure(model, x)
@@ -71,6 +74,18 @@ def _slack(model: Model, check: str) -> float:
     return 2000.0 if check == "kernel" else 300.0
 
 
+def _running(model: Model) -> Model:
+    """Drop guessed sites whose modules do not take part in the forward pass."""
+    order, a = module_order(model), model.anatomy
+    for site, tap in model.anatomy.taps.items():
+        if any((tap.at(i), tap.end) not in order for i in range(a.n_layers)):
+            a = a.without(site, "found by structure, but its module does not run")
+            a = replace(a, writes=tuple(w for w in a.writes if w != site))
+    if not {"resid_pre", "resid_post"} <= a.taps.keys():
+        raise BadInput(f"{model.name}: the blocks {a.blocks!r}, found by structure, do not run")
+    return replace(model, anatomy=a)
+
+
 def _without(model: Model, part: str, why: str) -> Model:
     """Drop a guess from an anatomy found by structure."""
     a: Anatomy = model.anatomy
@@ -79,7 +94,7 @@ def _without(model: Model, part: str, why: str) -> Model:
     if part == "final_norm":
         a = a.without("final_norm", why)
         return replace(model, anatomy=replace(a, unembed=None, final_norm=None))
-    for site in ("attn_in", "attn_out", "mlp_in", "mlp_out"):
+    for site in ("attn_in", "attn_out", "mixer_in", "mixer_out", "mlp_in", "mlp_out"):
         if site in a.taps:
             a = a.without(site, why)
     return replace(model, anatomy=replace(a, writes=()))

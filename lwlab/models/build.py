@@ -78,7 +78,7 @@ def _no_rules(layout: Layout) -> str | None:
 def _variant(layout: Layout, config: Any, stack: str | None) -> Layout:
     """Apply what the config decides: parallel NeoX, post-norm OPT, gated T5, the decoder of T5."""
     kind = config.model_type
-    if kind == "gpt_neox" and config.use_parallel_residual:
+    if getattr(config, "use_parallel_residual", False):  # GPT-NeoX and StableLM
         return replace(layout, parallel=True, mid=None)
     if kind == "opt" and not config.do_layer_norm_before:
         norms = ("self_attn_layer_norm", "final_layer_norm")

@@ -16,7 +16,7 @@ from torch import nn
 from lwlab.errors import BadInput
 from lwlab.models.anatomy import Anatomy, Kind, Tap
 
-_ATTENTION = r"(self_)?att(entio)?n|self_attention|mixer"
+_ATTENTION = r"(self_)?att(entio)?n|self_attention"
 _MLP = r"mlp|ffn?|feed_forward|ffw|dense_relu_dense"
 _EMBED = r"(embed|wte|word_embeddings|tok_embeddings|embed_tokens|embedding)"
 _NORM = r"(ln_f|norm|final_norm|final_layer_?norm|norm_f|ln_final)"
@@ -33,7 +33,7 @@ def by_structure(module: nn.Module) -> Anatomy:
     b = _join(blocks, "{}")
     taps = {"resid_pre": Tap(b, "input"), "resid_post": Tap(b, "output")}
     writes = []
-    for site, regex in (("attn", _ATTENTION), ("mlp", _MLP)):
+    for site, regex in (("attn", _ATTENTION), ("mixer", "mixer"), ("mlp", _MLP)):
         if path := _child(first, regex):
             taps[f"{site}_in"] = Tap(f"{b}.{path}", "input")
             taps[f"{site}_out"] = Tap(f"{b}.{path}", "output")
@@ -66,7 +66,7 @@ def by_structure(module: nn.Module) -> Anatomy:
 
 
 def _kind(module: nn.Module, embed: str | None, head: str | None) -> Kind:
-    if "pixel_values" in signature(type(module).forward).parameters:
+    if signature(type(module).forward).parameters.keys() & {"pixel_values", "images", "image"}:
         return "vision"
     if embed is None:
         return "generic"
@@ -87,7 +87,9 @@ def _ends(module: nn.Module, base: nn.Module, prefix: str) -> tuple[str | None, 
         known = embed if isinstance(embed, nn.Embedding) else None
         return paths.get(id(known)), paths.get(id(head))
     name = _child(base, _EMBED, nn.Embedding)
-    return _join(prefix, name) if name else None, _child(module, _HEAD, nn.Linear)
+    if name is None:
+        return None, None
+    return _join(prefix, name), _child(module, _HEAD, nn.Linear)
 
 
 def _block_list(module: nn.Module) -> str:

@@ -29,8 +29,9 @@ def logits_equal(model: Model, x: Prompts) -> float | None:
     if "logits" not in model.anatomy.taps:
         return None
     data = engine.batch(model, x)
+    args, inputs = data.fresh()
     with lock(model), torch.no_grad():
-        plain = engine.tensor_of(model.module(*data.args, **data.inputs))
+        plain = engine.tensor_of(model.module(*args, **inputs))
     traced = engine.run(model, data, logits="all").logits
     assert traced is not None
     return float((plain - traced).abs().max())

@@ -45,15 +45,16 @@ def load(
     from lwlab.models import zoo
 
     local = zoo.resolve(str(name))
+    example = None
     if local.loader == "vision":
-        module, tokenizer = _vision(local, dtype, device_map), None
+        module, tokenizer, example = _vision(local, dtype, device_map)
     else:
         module, tokenizer = _transformers(local, dtype, device_map)
     if device is not None:
         module = module.to(device)
     return _model(
         module.eval(), None, tokenizer, stack, check,
-        name=local.name, checksum=local.checksum, source=local.source,
+        name=local.name, checksum=local.checksum, source=local.source, example=example,
     )  # fmt: skip
 
 
@@ -122,7 +123,10 @@ def _model(
 
 
 def _finite(module: nn.Module, name: str) -> None:
+    offloaded = hasattr(module, "hf_device_map")  # accelerate holds such weights elsewhere
     for key, p in module.named_parameters():
+        if p.is_meta and offloaded:
+            continue
         if p.is_meta:
             raise BadInput(f"{name}: weight {key} has no data (meta device)")
         if not bool(torch.isfinite(p).all()):
@@ -187,9 +191,14 @@ def _quiet() -> Iterator[None]:
             tf_logging.enable_progress_bar()
 
 
-def _vision(local: Any, dtype: torch.dtype, device_map: Any) -> nn.Module:
+def _vision(
+    local: Any, dtype: torch.dtype, device_map: Any
+) -> tuple[nn.Module, None, torch.Tensor]:
     from lwlab.models import vision
 
     if device_map is not None:
         raise BadInput(f"{local.name} is one small module: give device=, not device_map=")
-    return vision.load(local.path).to(dtype)
+    picture = torch.randn(
+        1, 3, vision.SIZE, vision.SIZE, generator=torch.Generator().manual_seed(0)
+    )
+    return vision.load(local.path).to(dtype), None, picture

@@ -60,13 +60,14 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs go."""
-        return next(self.module.parameters()).device
+        """Where the inputs go: to the first weights that are not offloaded."""
+        held = (p.device for p in self.module.parameters() if not p.is_meta)
+        return next(held, torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
-        return next(self.module.parameters()).dtype
+        return next((p.dtype for p in self.module.parameters()), torch.float32)
 
     @property
     def n_layers(self) -> int:

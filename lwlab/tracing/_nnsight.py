@@ -20,7 +20,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import nn
 
 from lwlab.errors import LwlabError
@@ -129,8 +128,3 @@ def _watch_notebook() -> None:
         return
     if shell is not None:
         shell.events.register("pre_run_cell", lambda *_: forget())
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Device of the first parameter; CPU for a module without parameters."""
-    return next((p.device for p in module.parameters()), torch.device("cpu"))

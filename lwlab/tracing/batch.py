@@ -21,6 +21,15 @@ class Batch:
     tokens: Tokens | None
     args: tuple[Any, ...] = ()
 
+    def fresh(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword inputs; pictures as copies, for a model that overwrites them."""
+        return tuple(map(_copy, self.args)), {k: _copy(v) for k, v in self.inputs.items()}
+
+
+def _copy(value: Any) -> Any:
+    floats = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.clone() if floats else value
+
 
 def batch(model: Model, prompts: Prompts) -> Batch:
     """Turn prompts (text, ids, Tokens, or a mapping of tensors) into forward inputs.

@@ -44,8 +44,16 @@ def chain(
         raise BadInput(f"{model.name} has no logits: ask for streams=True")
     data = engine.batch(model, prompts)
     keep = engine.keep_last(model, data)
-    with lock(model), torch.no_grad():
-        history, z = _run(model, data, steps, keep)
+    try:
+        with lock(model), torch.no_grad():
+            history, z = _run(model, data, steps, keep)
+    except RuntimeError as error:
+        if model.kind not in ("vision", "generic"):
+            raise
+        raise BadInput(
+            f"the blocks of {model.name} do not fit each other in the order {list(layers)}: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
     result = xr.Dataset()
     if "logits" in model.anatomy.taps:
         z = engine.last(z, data.tokens, keep.get("logits_to_keep")) if z.ndim == 3 else z
@@ -102,11 +110,10 @@ def _run(
     model: Model, data: engine.Batch, steps: list[Step], keep: dict[str, Any]
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     save = nnsight().save
-    with model.nn.trace(*data.args, **{**data.inputs, **keep}):
+    args, inputs = data.fresh()
+    with model.nn.trace(*args, **{**inputs, **keep}):
         out: dict[str, Any] = save({})
         _visit(model, model.nn, steps, out)
-    if "misfit" in out:
-        raise BadInput(out["misfit"])
     return out["streams"], out["logits"]
 
 
@@ -127,18 +134,10 @@ def _visit(model: Model, nn_: Any, steps: list[Step], out: dict[str, Any]) -> No
     history = [stream]
     for layer, kind in steps:
         args, kwargs = calls[layer]
-        try:
-            with _only(model, layer, kind):
-                stream = engine.tensor_of(blocks[layer](stream, *args[1:], **kwargs))
-        except RuntimeError as error:
-            what = str(error).splitlines()[0]
-            out["misfit"] = (
-                f"block {layer} of {model.name} cannot read a stream of shape "
-                f"{tuple(history[-1].shape)}: {what}"
-            )
-            break
+        with _only(model, layer, kind):
+            stream = engine.tensor_of(blocks[layer](stream, *args[1:], **kwargs))
         history.append(stream)
-    blocks[-1].skip(history[0] if "misfit" in out else stream)
+    blocks[-1].skip(stream)
     out["streams"] = history
     out["logits"] = engine.tensor_of(nn_.output)
 

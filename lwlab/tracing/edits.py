@@ -72,7 +72,7 @@ class Edit:
             raise BadInput(f"edit of {self.at}: the function returned None, not the new values")
         value = as_tensor(self.at, value).to(device=old.device, dtype=old.dtype)
         try:
-            return value.expand_as(old) if value.shape != old.shape else value
+            return value.expand_as(old).clone()  # a model may write into it: Falcon adds in place
         except RuntimeError:
             raise _misfit(self.at, value.shape, old.shape) from None
 

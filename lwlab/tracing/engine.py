@@ -98,14 +98,14 @@ def run(
         logits = None
     events = plan(model, reads, edits)
     keep = keep_last(model, data, logits)
-    inputs = {**data.inputs, **keep}
     wants_pattern = any(a.site == "attn_pattern" for a in [*reads, *(e.at for e in edits)])
     rows, columns = data.tokens.ids.shape if data.tokens is not None else (0, 0)
 
     def attempt(clone: bool) -> tuple[dict[Any, torch.Tensor], Reading]:
         how = Reading(grad, (rows, columns), clone, max_bytes)
-        args = (model.nn, data.args, inputs, events, logits is not None, how)
-        return guarded(edits, _trace, *args), how
+        args, inputs = data.fresh()
+        work = (model.nn, args, {**inputs, **keep}, events, logits is not None, how)
+        return guarded(edits, _trace, *work), how
 
     with lock(model), exposed(model.module, wants_pattern), torch.set_grad_enabled(grad):
         out, how = attempt(model.module in _RESTLESS)

@@ -65,7 +65,7 @@ def site_arrays(
     """Label one site of a trace: {site: (prompt, [layer,] ...)}.
 
     Layers that differ in shape cannot share an array: they come one by one, {"resid_post.3":
-    (prompt, channel.3, ...)}.
+    (prompt, channel.resid_post.3, ...)}.
     """
     if SITES[site].scope == "model":
         return {site: _array(trace, site, None, positions)}
@@ -75,7 +75,7 @@ def site_arrays(
     out = {}
     for i in layers:
         one = _array(trace, site, [i], positions).squeeze("layer", drop=True)
-        names = {d: f"{d}.{i}" for d in one.dims if d != "prompt"}
+        names = {d: f"{d}.{site}.{i}" for d in one.dims if d != "prompt"}
         out[f"{site}.{i}"] = one.rename(names).rename(f"{site}.{i}")
     return out
 

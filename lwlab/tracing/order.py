@@ -39,7 +39,7 @@ def _record(model: Model) -> Order:
             f"{model.name}: no sample input is known, so the order of its modules is not either; "
             "pass example= to lw.wrap"
         )
-    data = batch(model, x)
+    args, inputs = batch(model, x).fresh()
     order: Order = {}
 
     def note(path: str, end: str) -> Any:
@@ -54,7 +54,7 @@ def _record(model: Model) -> Order:
             handles.append(module.register_forward_pre_hook(note(path, "input")))
             handles.append(module.register_forward_hook(note(path, "output")))
         with torch.no_grad(), exposed(model.module, "attn_pattern" in model.anatomy.taps):
-            model.module(*data.args, **data.inputs)
+            model.module(*args, **inputs)
     finally:
         for handle in handles:
             handle.remove()

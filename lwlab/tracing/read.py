@@ -43,7 +43,7 @@ def cache(
     `logits` is (prompt, position, token). Positions are each prompt's own, NaN beyond its end.
     Only the sites named are kept, the run stops after the last of them, and no gradient is
     recorded. `positions` selects queries and keys alike in attn_pattern. Blocks whose streams
-    differ in shape give one variable a layer, "resid_post.3", with its own "channel.3" and so on.
+    differ in shape give one variable a layer, "resid_post.3", with dimensions of its own.
 
     Raises UnknownName or MissingSite for a site, BadInput for a layer or position out of range or
     when more than `max_bytes` would be kept: before the run, or, for a model that does not read
