@@ -48,7 +48,7 @@ def scores(
     if max_tokens < 1:
         raise BadInput(f"max_tokens={max_tokens}; at least one token must be run at a time")
     pair = Pair.of(model, task)
-    sites, chosen = pair.sites(components), model.anatomy.layers(layers)
+    sites, chosen = pair.sites(components), pair.layers(layers)
     clean, corrupt = pair.read(Address(s, i) for s in {*sites, "resid_pre"} for i in chosen)
     per_pass = max(1, max_tokens // (len(sites) * (pair.width - pair.begin)))
     size = min(per_pass, len(chosen))
@@ -58,10 +58,21 @@ def scores(
         here = {a: v[rows] for a, v in clean.items()}, {a: v[rows] for a, v in corrupt.items()}
         parts.append(_sweep(pair, sites, groups, rows, *here))
     out = torch.cat(parts, 1) - pair.metrics()[1][:, None, None]
+    # Putting back what is there already does nothing; rounding must not say otherwise.
+    out[_equal(clean, corrupt, sites, chosen)] = 0
     return pair.label(
         out, sites, chosen, normalise=normalise, technique="activation patching",
         paper="2404.15255",
     )  # fmt: skip
+
+
+def _equal(clean: Values, corrupt: Values, sites: list[str], layers: list[int]) -> torch.Tensor:
+    """Where both runs have the same activation: [component, prompt, layer, position]."""
+    same = [
+        torch.stack([(clean[a] == corrupt[a]).flatten(2).all(2) for a in at], 1)
+        for at in ([Address(s, i) for i in layers] for s in sites)
+    ]
+    return torch.stack(same)
 
 
 def _sweep(

@@ -96,6 +96,10 @@ class Pair:
                 raise BadInput(f"component {s!r} has no value at each layer and position")
         return wanted
 
+    def layers(self, layers: Iterable[int] | int | None) -> list[int]:
+        """Check layer numbers; in order, each once."""
+        return sorted(set(self.model.anatomy.layers(layers)))
+
     def chunks(self, size: int) -> Iterator[torch.Tensor]:
         """Prompt numbers, at most `size` at a time."""
         if size < 1:
@@ -163,7 +167,7 @@ class Pair:
         **attrs: object,
     ) -> xr.DataArray:
         """First-order scores <a - a', slope>; `slopes(rows, addresses)` gives the gradients."""
-        sites, chosen = self.sites(components), self.model.anatomy.layers(layers)
+        sites, chosen = self.sites(components), self.layers(layers)
         at = [Address(s, i) for s in sites for i in chosen]
         clean, corrupt = self.read(at)
         parts = []

@@ -6,7 +6,8 @@ Patching" (arXiv:2508.21258). The rules themselves are in `lwlab.tracing.rules`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import pandas as pd
@@ -135,7 +136,7 @@ def conservation(
     at = [Address("resid_pre", i) for i in range(model.n_layers)]
     biases = _biases(model)
     relevance, absorbed, metric = [], [], []
-    with ruled(model, **_switches(rules)) as view:
+    with ruled(model, **_switches(rules)) as view, _tracked([b for _, b in biases]):
         # Gradients of shared biases add up over a batch: one prompt at a time where there are any.
         for rows in pair.chunks(1 if biases else batch_size):
             trace = engine.run(view, inputs(model, pair.corrupt, rows, 0, None), at, grad=True)
@@ -149,7 +150,7 @@ def conservation(
             taken = torch.zeros(len(rows), model.n_layers)
             for (layer, b), r in zip(biases, slopes[len(at) :]):
                 if r is not None:
-                    taken[:, : layer + 1] += float((b * r).sum())
+                    taken[:, : layer + 1] += float((b.detach() * r).sum())
             absorbed.append(taken)
             metric.append(m.detach())
     total, bias, m = torch.cat(relevance).cpu(), torch.cat(absorbed), torch.cat(metric).cpu()
@@ -186,6 +187,19 @@ def _switches(rules: str | Iterable[str]) -> dict[str, bool]:
     for name in sorted(chosen - set(EVERY)):
         raise UnknownName(f"no rule {name!r}{suggest(name, EVERY)}")
     return {k: k in chosen for k in EVERY}
+
+
+@contextlib.contextmanager
+def _tracked(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+    """Let gradients reach frozen parameters while inside."""
+    frozen = [p for p in parameters if not p.requires_grad]
+    try:
+        for p in frozen:
+            p.requires_grad_(True)
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
 
 
 def _biases(model: Model) -> list[tuple[int, torch.nn.Parameter]]:
