@@ -17,7 +17,7 @@ from lwlab.depth.difficulty import deepening, question_effects, scores_by_level
 from lwlab.depth.erasure import token_erasure
 from lwlab.depth.gradients import integrated_gradients
 from lwlab.depth.lens import lens_distance
-from lwlab.depth.scores import Halves, depth_score, halves, row_means
+from lwlab.depth.scores import Halves, depth_score, future_share, halves, row_means
 from lwlab.depth.skips import PAPER, skip_effects
 from lwlab.depth.texts import Question, from_hub, multi_hop, sums, word_problems
 from lwlab.models.model import Model, Prompts
@@ -25,7 +25,7 @@ from lwlab.results import provenance
 
 __all__ = [
     "PAPER", "Halves", "Question", "deepening", "depth_score",
-    "from_hub", "halves", "integrated_gradients", "layer_contributions", "lens_distance",
+    "from_hub", "future_share", "halves", "integrated_gradients", "layer_contributions", "lens_distance",
     "multi_hop", "overview", "question_effects",
     "row_means", "scores_by_level", "skip_effects", "sums", "token_erasure", "word_problems",
 ]  # fmt: skip

@@ -129,3 +129,15 @@ def row_means(effects: xr.Dataset, statistic: Literal["mean", "max"] = "max") ->
     out = d.where(d.layer > d.skipped).mean("layer")
     out.attrs = dict(effects.attrs) | {"long_name": "mean relative change of later layers"}
     return out
+
+
+def future_share(current: xr.Dataset, future: xr.Dataset) -> xr.DataArray:
+    """Share of a layer's effect that reaches later tokens: mean future row / mean current row.
+
+    Rows as in `row_means`, by the mean over positions (a maximum grows with their number, and the
+    two modes read different numbers of them). A small stream makes every early write large: both
+    rows carry that, so it cancels. (prompt, skipped), NaN for the last layer.
+    """
+    out = row_means(future, "mean") / row_means(current, "mean")
+    out.attrs = dict(future.attrs) | {"long_name": "share of the effect that reaches later tokens"}
+    return out.rename("share")
