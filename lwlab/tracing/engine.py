@@ -63,7 +63,10 @@ class Reading:
 
 @dataclass
 class _Event:
-    """One end of one module, and all that happens there: edits first, then reads."""
+    """One end of one module, and all that happens there: edits first, then reads.
+
+    `shared`: its tensor is also the block's residual, and is edited in place.
+    """
 
     path: str
     end: str
@@ -112,10 +115,10 @@ def run(
         if how.overwritten(out):
             _RESTLESS.add(model.module)
             out, _ = attempt(True)
+        z = out.pop("logits", None)
+        if logits == "last" and z is not None and z.ndim == 3:
+            z = last(z, data.tokens, keep.get("logits_to_keep"))
     fired(edits)
-    z = out.pop("logits", None)
-    if logits == "last" and z is not None and z.ndim == 3:
-        z = last(z, data.tokens, keep.get("logits_to_keep"))
     return Trace(out, z, data, edits)
 
 
@@ -181,9 +184,13 @@ def visit(nn_: Any, events: list[_Event], how: Reading) -> dict[Address, torch.T
         site = tensor.view(*how.shape, -1) if folded else tensor
         if how.grad and event.shared and (event.edits or folded):
             site = site.clone()  # what is written back in place below must not be its own source
+        changed = bool(event.edits)
+        if how.grad and event.end == "input" and not event.shared:
+            # Others may read the same tensor (Phi's MLP reads what its attention reads): an edit
+            # here would not reach them, so the gradient must not come from them.
+            site, changed = site.view_as(site), True
         for view, edit in event.edits:
             site = view.write(site, edit(view.read(site)))
-        changed = bool(event.edits)
         for view, address in event.reads:
             part = view.read(site)
             if how.grad and not part.requires_grad:
@@ -233,7 +240,7 @@ def too_large(size: float, limit: float) -> BadInput:
 
 def plan(model: Model, reads: Sequence[Address], edits: Sequence[Edit]) -> list[_Event]:
     """Group reads and edits by module end, in the order in which the forward pass meets them."""
-    events: dict[tuple[str, str], _Event] = {}
+    events: dict[tuple[str, str, bool], _Event] = {}
     jobs = sorted(
         [(a, None) for a in reads if a.site != "logits"] + [(e.at, e) for e in edits],
         key=lambda job: rank(model, job[0]),
@@ -241,8 +248,8 @@ def plan(model: Model, reads: Sequence[Address], edits: Sequence[Edit]) -> list[
     for address, edit in jobs:
         tap = model.anatomy.taps[address.site]
         path = tap.at(address.layer)
-        event = events.setdefault((path, tap.end), _Event(path, tap.end, tap.shared))
-        event.shared |= tap.shared
+        here = (path, tap.end, tap.shared)
+        event = events.setdefault(here, _Event(*here))
         if edit is None:
             event.reads.append((tap.view, address))
         else:

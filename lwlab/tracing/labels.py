@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -141,23 +142,42 @@ def logits_array(trace: Trace, positions: list[int] | None) -> xr.DataArray | No
     )
 
 
+def _apart(arrays: dict[str, xr.DataArray]) -> dict[str, xr.DataArray]:
+    """Give an array a dimension of its own where it differs in size from most others.
+
+    A picture's patches are embedded before the class token joins them: position.embed.
+    """
+    seen = Counter(pair for array in arrays.values() for pair in array.sizes.items())
+    usual = {d: n for (d, n), _ in sorted(seen.items(), key=lambda item: (item[1], item[0][1]))}
+    out = {}
+    for name, array in arrays.items():
+        own = {d: f"{d}.{name}" for d, n in array.sizes.items() if n != usual[d]}
+        out[name] = array.rename(own)
+    return out
+
+
 def dataset(
     model: Model,
     trace: Trace,
     sites: Sequence[str],
     layers: list[int],
     positions: list[int] | None,
+    *,
+    values: Trace | None = None,
     **attrs: object,
 ) -> xr.Dataset:
-    """Gather labelled sites and logits into one Dataset with provenance."""
+    """Gather labelled sites and logits, and those of `values` as `<site>_value`, in a Dataset."""
     arrays: dict[str, xr.DataArray] = {}
     for s in sites:
         if s != "logits":
             arrays |= site_arrays(trace, s, layers, positions)
+            if values is not None:
+                there = site_arrays(values, s, layers, positions)
+                arrays |= {f"{name}_value": array for name, array in there.items()}
     z = logits_array(trace, positions)
     if z is not None:
-        arrays["logits"] = z
-    out = xr.Dataset({k: a.drop_attrs() if k == "logits" else a for k, a in arrays.items()})
+        arrays["logits"] = z.drop_attrs()
+    out = xr.Dataset(_apart(arrays))
     tokens = trace.batch.tokens
     if tokens is not None:
         out = out.assign_coords(text=("prompt", list(tokens.texts)))

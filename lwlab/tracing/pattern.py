@@ -50,7 +50,8 @@ def explicit_attention(
         scores = scores + position_bias
     if attention_mask is not None:
         scores = scores + attention_mask
-    pattern = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    exact = torch.promote_types(query.dtype, torch.float32)
+    pattern = scores.softmax(-1, dtype=exact).to(query.dtype)
     if hasattr(module, "lwlab_pattern"):
         pattern = module.get_submodule("lwlab_pattern")(pattern)
     return (pattern @ value).transpose(1, 2).contiguous(), pattern

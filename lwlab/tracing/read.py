@@ -112,39 +112,63 @@ def grads(
     data = engine.batch(model, prompts)
     at = labels.positions_of(data.tokens, positions)
     reads = addresses(model, wanted, chosen)
+    _rehearse(model, metric, data)
     trace = engine.run(model, data, reads, grad=True)
-    values = scores(metric, trace.logits)
-    if not values.requires_grad:
-        raise BadInput("the metric does not depend on the logits, so it has no gradient")
-    slopes = torch.autograd.grad(values.sum(), [trace.values[r] for r in reads], allow_unused=True)
+    with torch.enable_grad():
+        values = scores(metric, trace.logits)
+        if not values.requires_grad:
+            raise BadInput("the metric does not depend on the logits, so it has no gradient")
+        kept = [trace.values[r] for r in reads]
+        slopes = torch.autograd.grad(values.sum(), kept, allow_unused=True)
     for read, slope in zip(reads, slopes):
         if slope is None:
             raise BadInput(f"the metric does not depend on {read}, so it has no gradient there")
     gradient = engine.Trace(dict(zip(reads, slopes)), None, data)
-    out = labels.dataset(model, gradient, wanted, chosen, at)
-    for s in wanted:
-        for name, value in labels.site_arrays(trace, s, chosen, at).items():
-            out[f"{name}_value"] = value
+    out = labels.dataset(model, gradient, wanted, chosen, at, values=trace)
     out["metric"] = label(values, ("prompt",)).drop_attrs()
     return out.assign_attrs(rules="+".join(model.rules))
 
 
-def scores(metric: Metric | Any, logits: torch.Tensor | None) -> torch.Tensor:
-    """Apply a metric to last-token logits; raise BadInput unless it gives one number a prompt."""
-    function = getattr(metric, "metric", metric)
-    if logits is None:
-        raise BadInput("this model has no logits, so a metric of them cannot be taken")
+def _rehearse(model: Model, metric: Metric | Any, data: engine.Batch) -> None:
+    """Find out on empty logits whether the metric has the right shape, before the model runs."""
+    if "logits" not in model.anatomy.taps:
+        raise BadInput(f"{model.name} has no logits, so a metric of them cannot be taken")
+    function = _function(metric)
+    if data.tokens is None or model.d_vocab is None:
+        return
+    empty = torch.zeros(len(data.tokens), model.d_vocab, device=model.device, dtype=model.dtype)
+    try:
+        with torch.no_grad():
+            values = function(empty)
+    except Exception:
+        return  # it may not like empty logits; the real ones will tell
+    _one_each(values, len(empty))
+
+
+def _function(metric: Metric | Any) -> Metric:
+    function: Metric = getattr(metric, "metric", metric)
     if not callable(function):
         raise BadInput(
             "metric must be a function of logits [prompts, tokens], or a task that has one"
         )
-    values = function(logits)
-    if not isinstance(values, torch.Tensor) or values.shape != logits.shape[:1]:
+    return function
+
+
+def _one_each(values: Any, n: int) -> None:
+    if not isinstance(values, torch.Tensor) or values.shape != (n,):
         shape = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
         raise BadInput(
-            f"the metric returned {shape}; it must return one number for each of the "
-            f"{logits.shape[0]} prompts, as a tensor of shape ({logits.shape[0]},)"
+            f"the metric returned {shape}; it must return one number for each of the {n} prompts, "
+            f"as a tensor of shape ({n},)"
         )
+
+
+def scores(metric: Metric | Any, logits: torch.Tensor | None) -> torch.Tensor:
+    """Apply a metric to last-token logits; raise BadInput unless it gives one number a prompt."""
+    if logits is None:
+        raise BadInput("this model has no logits, so a metric of them cannot be taken")
+    values = _function(metric)(logits)
+    _one_each(values, len(logits))
     if not bool(torch.isfinite(values).all()):
         raise BadInput("the metric gave NaN or infinity")
     return values
