@@ -168,8 +168,11 @@ class Model:
         a = self.anatomy
         if a.unembed is None:
             raise MissingSite(f"{self.name} has no unembedding, so a stream has no logits here")
-        h = self.module.get_submodule(a.final_norm)(stream) if norm and a.final_norm else stream
-        z = self.module.get_submodule(a.unembed)(h * a.logit_scale)
+        from lwlab.tracing import lock
+
+        with lock(self):
+            h = self.module.get_submodule(a.final_norm)(stream) if norm and a.final_norm else stream
+            z = self.module.get_submodule(a.unembed)(h * a.logit_scale)
         assert isinstance(z, torch.Tensor)
         return z if a.softcap is None else a.softcap * torch.tanh(z / a.softcap)
 

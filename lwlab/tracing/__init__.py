@@ -1,6 +1,7 @@
 """Tracers on nnsight: read, replace and differentiate activations, run layers in any order."""
 
-from lwlab.tracing._nnsight import forget, lock
+from lwlab.tracing._nnsight import lock
+from lwlab.tracing._sources import forget
 from lwlab.tracing.chain import chain
 from lwlab.tracing.edits import Edit
 from lwlab.tracing.generate import generate

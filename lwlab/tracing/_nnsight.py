@@ -1,4 +1,4 @@
-"""The only place that imports nnsight: import guard, version gate, locks, stale-source guard.
+"""The only place that imports nnsight: import guard, version gate, locks.
 
 Why a guard: nnsight mounts `.save` on `object`, after which anyio's typed-attribute classes, when
 they are imported for the first time, refuse to be defined, and with them httpx and FastAPI.
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import linecache
 import re
 import sys
 import threading
@@ -23,6 +22,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from lwlab.errors import LwlabError
+from lwlab.tracing import _sources
 
 if TYPE_CHECKING:
     from lwlab.models.model import Model
@@ -43,7 +43,7 @@ def nnsight() -> Any:
     with _unmounted():
         _load_anyio()
     module = importlib.import_module("nnsight")
-    _watch_notebook()
+    _sources.install()
     return module
 
 
@@ -107,24 +107,3 @@ def lock(model: Model | nn.Module) -> threading.RLock:
         if module not in _LOCKS:
             _LOCKS[module] = threading.RLock()
         return _LOCKS[module]
-
-
-def forget(filename: str | None = None) -> None:
-    """Drop nnsight's cached source of `filename` (all files if None), so edited code is re-read."""
-    globals_ = importlib.import_module("nnsight.tracing.globals")
-    for table in (globals_.SOURCES, globals_.BLOCKS):
-        for key in list(table):
-            name = key[0] if isinstance(key, tuple) else key
-            if filename is None or filename == name:
-                table.pop(key, None)
-    linecache.checkcache(filename)
-
-
-def _watch_notebook() -> None:
-    """In IPython, forget sources before each cell: %autoreload and re-run cells change them."""
-    try:
-        shell = importlib.import_module("IPython").get_ipython()
-    except ImportError:
-        return
-    if shell is not None:
-        shell.events.register("pre_run_cell", lambda *_: forget())

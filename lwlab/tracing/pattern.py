@@ -18,6 +18,7 @@ from torch import nn
 
 from lwlab.errors import BadInput
 from lwlab.models.anatomy import Anatomy
+from lwlab.tracing._nnsight import lock
 
 NAME = "lwlab_eager"
 
@@ -73,10 +74,11 @@ def prepare(module: nn.Module, anatomy: Anatomy) -> bool:
     if tap is None or not hasattr(module, "set_attn_implementation"):
         return False
     register()
-    for layer in range(anatomy.n_layers):
-        attention = module.get_submodule(tap.at(layer).removesuffix(".lwlab_pattern"))
-        if not hasattr(attention, "lwlab_pattern"):
-            attention.add_module("lwlab_pattern", nn.Identity())
+    with lock(module):
+        for layer in range(anatomy.n_layers):
+            attention = module.get_submodule(tap.at(layer).removesuffix(".lwlab_pattern"))
+            if not hasattr(attention, "lwlab_pattern"):
+                attention.add_module("lwlab_pattern", nn.Identity())
     return True
 
 

@@ -26,7 +26,7 @@ from torch import nn
 
 from lwlab.errors import BadInput
 from lwlab.models.model import Model
-from lwlab.tracing._nnsight import envoy
+from lwlab.tracing._nnsight import envoy, lock
 from lwlab.tracing.order import module_order
 
 _TINY = 1e-6
@@ -82,7 +82,9 @@ def rules(
     why = model.anatomy.refuses_rules
     if why and names:
         raise BadInput(f"{model.name}: no backward rules for this architecture: {why}")
-    yield model.ruled(_store(model.nn, plan(model, on)), names)
+    with lock(model):
+        view = model.ruled(_store(model.nn, plan(model, on)), names)
+    yield view
 
 
 Step = tuple[str, str, Any]
