@@ -120,7 +120,12 @@ def _tokens_along(da: xr.DataArray, dim: str) -> list[str] | None:
 
 
 def _words(name: Hashable) -> str:
-    text = str(name).replace("_", " ").strip()
+    from lwlab.models.sites import SITES
+
+    text = str(name).strip()
+    if text.split(" ")[0] in SITES:  # the field's own terms stay as they are: mlp_out
+        return text
+    text = text.replace("_", " ")
     first = text.split(" ")[0]
     # "effect" becomes "Effect"; "log10(rank)", "kl" and "r" are notation and stay.
     return text[:1].upper() + text[1:] if first.isalpha() and len(first) > 2 else text
