@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     )
     from lwlab.claims import claim
     from lwlab.models import Anatomy, Model, Tokens
-    from lwlab.models.load import load, wrap
+    from lwlab.models.loading import load, wrap
     from lwlab.results import open, save
     from lwlab.tasks import logit_diff
     from lwlab.tracing.chain import chain

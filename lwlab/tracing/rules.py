@@ -163,7 +163,8 @@ def norm_surrogate(module: nn.Module, path: str) -> Callable[[torch.Tensor], tor
     )
     device = weight.device if isinstance(weight, torch.Tensor) else torch.device("cpu")
     dtype = weight.dtype if isinstance(weight, torch.Tensor) else torch.float32
-    width = weight.numel() if isinstance(weight, torch.Tensor) else 8
+    shape = getattr(module, "normalized_shape", (8,))  # OLMo's norm has no weight, only a shape
+    width = weight.numel() if isinstance(weight, torch.Tensor) else int(shape[-1])
     x = torch.linspace(-2.0, 3.0, 3 * width, device=device, dtype=dtype).reshape(3, width)
     slack = 1 if dtype in (torch.float32, torch.float64) else 100  # half types round the output
     with torch.no_grad():
