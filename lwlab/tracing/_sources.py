@@ -1,8 +1,8 @@
 """Which source nnsight compiles traces from: the text of the code that runs, not an older one.
 
-nnsight reads a file once, and looks a compiled `with` block up by file, line and function name. When
-a module is loaded anew (`%autoreload`, `importlib.reload`), a script is run again by `%run`, or two
-texts are executed under one file name, it would silently run the block of the code before.
+nnsight reads a file once, and looks a compiled `with` block up by file, line and function name.
+When a module is loaded anew (`%autoreload`, `importlib.reload`), a script is run again by `%run`, or
+two texts are executed under one file name, it would silently run the block of the code before.
 """
 
 from __future__ import annotations
