@@ -1,4 +1,4 @@
-"""One prompt's forward pass opened at every block, to be run again from any layer on many rows.
+"""A forward pass opened at every block, to be run again from any layer on many rows.
 
 The intervention "change the stream entering layer l" leaves everything before l as it was, so only
 the blocks from l on are run, and interventions at different layers share one growing batch: a row
@@ -10,7 +10,7 @@ stream to a stream can be replayed; that it is replayed right is checked for eac
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,17 +23,18 @@ from lwlab.tracing import engine
 from lwlab.tracing._nnsight import lock
 
 _TOLERANCE = 1e-3
-_CELLS = 2**23  # numbers of the vocabulary's size kept at once: 32 MB in float32
+CELLS = 2**22  # probabilities held at once: 16 MB, and as much for each step on them
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Swap = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """What one forward pass of one prompt left: its streams and how each block was called.
+    """What a forward pass of prompts of one length left: streams, and how each block was called.
 
-    `streams[l]` is h_l [positions, d_model], the stream entering layer l; `streams[n_layers]` is
-    what the final norm reads. `calls[l]` are the block's other arguments (masks, rotary tables).
+    `streams[l]` is h_l [prompts, positions, d_model], the stream entering layer l;
+    `streams[n_layers]` is what the final norm reads. `calls[l]` are the block's other arguments
+    (masks, rotary tables), the same for all prompts of one length.
     """
 
     model: Model
@@ -43,11 +44,11 @@ class Blocks:
 
     @property
     def n_positions(self) -> int:
-        """Tokens of the prompt."""
+        """Tokens of each prompt."""
         return int(self.tokens.ids.shape[1])
 
     def write(self, layer: int) -> torch.Tensor:
-        """c_l = h_{l+1} - h_l [positions, d_model]: all that layer l adds to the stream."""
+        """c_l = h_{l+1} - h_l [prompts, positions, d_model]: what layer l adds to the stream."""
         return self.streams[layer + 1] - self.streams[layer].to(self.streams[layer + 1].device)
 
     def block(
@@ -61,9 +62,10 @@ class Blocks:
         args, kwargs = self.calls[layer]
         k = len(rows)
         rows = rows.to(self.streams[layer].device)
+        n = len(self.tokens)
         with _swapped(self.model, layer, swap or {}, k):
             out = self.model.module.get_submodule(f"{self.model.anatomy.blocks}.{layer}")(
-                rows, *_spread(args, k), **_spread(kwargs, k)
+                rows, *_spread(args, n, k), **_spread(kwargs, n, k)
             )
         return engine.tensor_of(out)
 
@@ -97,53 +99,55 @@ class Blocks:
         """softmax(U N(h)) of final streams [k, positions, d_model] at some positions."""
         return self.model.unembed(rows[:, positions]).float().softmax(-1)
 
-    def compare(
-        self,
-        rows: torch.Tensor,
-        positions: torch.Tensor | slice,
-        distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
-        """distance(p~, p) of the outputs of final streams against the prompt's own.
+    def output_change(self, rows: torch.Tensor, positions: torch.Tensor | slice) -> torch.Tensor:
+        """||p~ - p||_2 of the outputs of final streams against the prompts' own.
 
-        `distance` takes two tensors of probabilities [..., positions, tokens]; rows are compared a
-        few at a time, so that memory does not grow with their number.
+        rows: [k * prompts, positions, d_model], prompts innermost; returns [k, prompts, positions
+        chosen]. A few rows at a time, so that memory does not grow with their number.
         """
-        base = self.probabilities(self.streams[-1][None], positions)
-        step = max(1, _CELLS // base.numel())
-        parts = [
-            distance(self.probabilities(part, positions), base) for part in torch.split(rows, step)
-        ]
-        return torch.cat(parts)
+        n = len(self.tokens)
+        out = []
+        for j in range(n):
+            base = self.probabilities(self.streams[-1][j : j + 1], positions)
+            parts = torch.split(rows[j::n], max(1, CELLS // base.numel()))
+            change = [(self.probabilities(x, positions) - base).norm(dim=-1) for x in parts]
+            out.append(torch.cat(change))
+        return torch.stack(out, 1)
+
+
+def together(tokens: Tokens, rows: Sequence[int]) -> Tokens:
+    """Take prompts of one length out of a batch, without padding."""
+    ids = torch.stack([tokens.ids[i][tokens.mask[i].bool()] for i in rows])
+    strings = tuple(tokens.strings[i] for i in rows)
+    return Tokens(ids, torch.ones_like(ids), strings, tuple(tokens.texts[i] for i in rows))
 
 
 def one_by_one(tokens: Tokens) -> list[Tokens]:
     """Split a batch into its prompts, each without padding."""
-    return [
-        Tokens(ids[mask.bool()][None], mask[mask.bool()][None], (strings,), (text,))
-        for ids, mask, strings, text in zip(tokens.ids, tokens.mask, tokens.strings, tokens.texts)
-    ]
+    return [together(tokens, [i]) for i in range(len(tokens))]
 
 
-def capture(model: Model, prompt: Prompts) -> Blocks:
-    """Run one prompt and keep its streams and the arguments of its blocks.
+def capture(model: Model, prompts: Prompts) -> Blocks:
+    """Run prompts of one length and keep their streams and the arguments of the blocks.
 
-    Raises BadInput for a model whose blocks cannot be run one by one, or for more than one prompt.
+    Raises BadInput for a model whose blocks cannot be run one by one, or unequal prompts.
     """
     check_replayable(model)
-    data = engine.batch(model, prompt)
-    if data.tokens is None or len(data.tokens) != 1:
-        raise BadInput("one prompt is needed here; loop over several")
+    data = engine.batch(model, prompts)
+    if data.tokens is None:
+        raise BadInput("running blocks one by one needs prompts made of tokens")
+    data.tokens.require_equal_length("running blocks one by one")
     calls: list[Call] = []
     streams: list[torch.Tensor] = []
 
     def before(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         kwargs = dict(kwargs)
         stream = args[0] if args else kwargs.pop("hidden_states")
-        streams.append(stream[0].clone())  # some blocks add in place
+        streams.append(stream.clone())  # some blocks add in place
         calls.append((args[1:], kwargs))
 
     def after(_module: Any, _args: Any, output: Any) -> None:
-        streams.append(engine.tensor_of(output)[0])
+        streams.append(engine.tensor_of(output))
 
     stack = model.module.get_submodule(model.anatomy.blocks)
     layers = list(stack.children())
@@ -167,12 +171,12 @@ def check_replayable(model: Model) -> None:
 
 
 def _verify(blocks: Blocks) -> None:
-    """Compare the first and last block, run on two rows, with what they did in the forward pass."""
+    """Compare the first and last block, run on more rows, with what they did in the pass."""
     with lock(blocks.model), torch.no_grad():
         for layer in {0, blocks.model.n_layers - 1}:
-            again = blocks.block(layer, blocks.streams[layer].expand(2, -1, -1))
-            known = blocks.streams[layer + 1]
-            error = float((again - known).norm() / known.norm().clamp(min=1e-12)) / 2**0.5
+            again = blocks.block(layer, torch.cat([blocks.streams[layer]] * 2))
+            known = torch.cat([blocks.streams[layer + 1]] * 2)
+            error = float((again - known).norm() / known.norm().clamp(min=1e-12))
             if not error < _TOLERANCE:
                 raise BadInput(
                     f"{blocks.model.name}: block {layer} run again gives another result (off by "
@@ -180,15 +184,15 @@ def _verify(blocks: Blocks) -> None:
                 )
 
 
-def _spread(value: Any, k: int) -> Any:
-    """Expand the batch axis of captured tensors from one prompt to k rows."""
+def _spread(value: Any, n: int, k: int) -> Any:
+    """Give captured tensors of n prompts (or one for all) the batch axis of k rows."""
     if isinstance(value, torch.Tensor):
-        one = value.ndim > 1 and value.shape[0] == 1
-        return value.expand(k, *value.shape[1:]) if one else value
+        batched = value.ndim > 1 and value.shape[0] in (1, n)
+        return value[:1].expand(k, *value.shape[1:]) if batched else value
     if isinstance(value, tuple | list):
-        return type(value)(_spread(v, k) for v in value)
+        return type(value)(_spread(v, n, k) for v in value)
     if isinstance(value, dict):
-        return {key: _spread(v, k) for key, v in value.items()}
+        return {key: _spread(v, n, k) for key, v in value.items()}
     return value
 
 

@@ -39,7 +39,7 @@ def layer_contributions(model: Model, prompts: Prompts, *, front: int = 1) -> xr
 
     The values are by token, (part, prompt, layer, position), NaN beyond a prompt's end; positions
     before `front` are left out, because a model without a start token keeps a sink at position 0
-    whose norm dominates every mean. arXiv:2505.13898, sec. 2 and app. B.
+    whose norm dominates every mean. arXiv:2505.13898.
 
     Raises MissingSite or BadInput for a model whose sublayers do not add to one stream, or when
     no position is left.

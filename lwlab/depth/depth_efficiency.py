@@ -24,10 +24,10 @@ from lwlab.models.model import Model, Prompts
 from lwlab.results import provenance
 
 __all__ = [
-    "PAPER", "Halves", "Question", "deepening", "depth_score",
-    "from_hub", "future_share", "halves", "integrated_gradients", "layer_contributions", "lens_distance",
-    "multi_hop", "overview", "question_effects",
-    "row_means", "scores_by_level", "skip_effects", "sums", "token_erasure", "word_problems",
+    "PAPER", "Halves", "Question", "deepening", "depth_score", "from_hub", "future_share", "halves",
+    "integrated_gradients", "layer_contributions", "lens_distance", "multi_hop", "overview",
+    "question_effects", "row_means", "scores_by_level", "skip_effects", "sums", "token_erasure",
+    "word_problems",
 ]  # fmt: skip
 
 

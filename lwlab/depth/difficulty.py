@@ -45,11 +45,17 @@ def question_effects(
         last = int(model.tokens(q.text).lengths[0])
         grid = np.arange(first, last - 4, 4) if points > 1 else np.array([first])
         ts.append(sorted(int(x) for x in rng.permutation(grid)[:points]) or [first])
-    found = [
-        skip_effects(model, q.text, "future", t=t, layers=chosen, front=front, seed=seed)
-        for q, t in zip(questions, ts)
-    ]
+    order: list[int] = []
+    found = []
+    for t in sorted({tuple(x) for x in ts}):
+        mine = [i for i, x in enumerate(ts) if tuple(x) == t]
+        order += mine
+        texts = [questions[i].text for i in mine]
+        found.append(
+            skip_effects(model, texts, "future", t=t, layers=chosen, front=front, seed=seed)
+        )
     out = xr.concat(found, "prompt", combine_attrs="drop_conflicts")
+    out = out.isel(prompt=np.argsort(order))
     out = out.assign_coords(
         level=("prompt", [q.level for q in questions]), kind=("prompt", [q.kind for q in questions])
     )

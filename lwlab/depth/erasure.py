@@ -34,7 +34,7 @@ def token_erasure(
     empty) of ||p - p~||_2, p the next-token distribution (at most sqrt 2). The mean stream of a
     layer is over all positions, position 0 too, of the `reference` texts. Layer l is the stream
     entering block l; l = n_layers is what the final norm reads, where only the predicting positions
-    themselves can matter. arXiv:2505.13898, sec. 3.3.
+    themselves can matter. arXiv:2505.13898.
 
     Returns `effect` (layer, position) with the tokens of prompt + answer. At most `max_rows`
     rows run at once. Raises BadInput for an empty prompt or reference, a layer out of range
@@ -55,7 +55,7 @@ def token_erasure(
             births = {layer: _erased(blocks, layer, mean[layer]) for layer in chunk}
             for layer, rows, _ in blocks.run(births):
                 if layer == n:
-                    change = blocks.compare(rows, read, lambda p, q: (p - q).norm(dim=-1))
+                    change = blocks.output_change(rows, read)
                     effect[start : start + len(chunk)] = change.amax(-1).view(-1, length).cpu()
     coords = {"layer": wanted, **token_coords(blocks.tokens)}
     array = label(effect, ("layer", "position"), coords).drop_attrs()
@@ -117,6 +117,6 @@ def _layers(model: Model, layers: Iterable[int] | int) -> list[int]:
 
 def _erased(blocks: Blocks, layer: int, mean: torch.Tensor) -> torch.Tensor:
     """Return one row for each position, the stream replaced there: [positions, positions, d]."""
-    h = blocks.streams[layer]
+    h = blocks.streams[layer][0]
     here = torch.eye(len(h), dtype=torch.bool, device=h.device)[:, :, None]
     return torch.where(here, mean.to(h), h)

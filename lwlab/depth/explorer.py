@@ -39,8 +39,13 @@ class SkipExplorer(ipywidgets.VBox):
         t: int | None = None,
         layers: Sequence[int] | None = None,
         front: int = 1,
+        known: xr.Dataset | None = None,
     ) -> None:
-        """Open the explorer on one prompt; `layers` are those to skip (all by default)."""
+        """Open the explorer on one prompt; `layers` are those to skip (all by default).
+
+        `known` are effects that `skip_effects` gave for this prompt (its first, at its only t), so
+        that the first picture needs no run. Raises BadInput for a prompt too short to choose t.
+        """
         self.model, self.prompt, self.front = model, prompt, front
         self.layers = layers
         self._seen: dict[tuple[str, int | None], xr.Dataset] = {}
@@ -54,6 +59,11 @@ class SkipExplorer(ipywidgets.VBox):
         added = layer_contributions(model, prompt, front=front).isel(prompt=0).mean("position")
         self._bars = {k: added[k].sel(part="layer").values for k in ("relative", "cosine")}
         t = n // 2 if t is None else t
+        if known is not None:
+            if str(known["text"].values[0]) != prompt:
+                raise BadInput(f"known holds effects of another text than {prompt!r:.60}")
+            at = known.attrs["t"][0]
+            self._seen[known.attrs["mode"], at[0] if at else None] = known.isel(prompt=[0])
         self._modes = ipywidgets.ToggleButtons(options=_MODES, value=mode, description="skip")
         self._t = ipywidgets.IntSlider(
             t, front + 1, n - 1, description="t", continuous_update=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import xarray as xr
 
-from lwlab.depth.blocks import one_by_one
+from lwlab.depth.blocks import CELLS, one_by_one
 from lwlab.errors import BadInput
 from lwlab.models.model import Model, Prompts
 from lwlab.models.sites import Address
@@ -27,7 +27,7 @@ def lens_distance(
     Both (prompt, layer, position), NaN beyond a prompt's end. Layer l is the stream *entering*
     block l, as in the paper's code; layer n_layers is what the final norm reads, where kl is 0 and
     overlap 1. Positions: `front`, `front + every`, ... The cost is one unembedding a layer and
-    position, computed one layer at a time. nostalgebraist 2020; arXiv:2505.13898, sec. 2.3.
+    position, computed one layer at a time. nostalgebraist 2020; arXiv:2505.13898.
 
     Raises MissingSite for a model without an unembedding, BadInput for k or front out of range.
     """
@@ -48,13 +48,9 @@ def lens_distance(
     for i, one in enumerate(one_by_one(tokens)):
         trace = engine.run(model, one, reads, logits=None)
         own = [p for p in at if p < int(tokens.lengths[i])]
-        with lock(model), torch.no_grad():
-            final = model.unembed(trace.values[reads[-1]][0, own]).float().log_softmax(-1)
-            top = _marks(final, k)
-            for layer, read in enumerate(reads):
-                lens = model.unembed(trace.values[read][0, own]).float().log_softmax(-1)
-                kl[i, layer, : len(own)] = (lens.exp() * (lens - final)).sum(-1).cpu()
-                overlap[i, layer, : len(own)] = (_marks(lens, k) & top).sum(-1).cpu() / k
+        rows = torch.cat([trace.values[r][0, own].to(model.device) for r in reads])
+        found = _compare(model, rows, len(own), k)
+        kl[i, :, : len(own)], overlap[i, :, : len(own)] = (x.view(n + 1, -1).cpu() for x in found)
     dims = ("prompt", "layer", "position")
     coords = {"layer": list(range(n + 1)), **labels.position_coords(tokens, at)}
     out = xr.Dataset({
@@ -68,7 +64,23 @@ def lens_distance(
     )
 
 
-def _marks(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """Mark the k largest of the last axis."""
-    marks = torch.zeros_like(scores, dtype=torch.bool)
-    return marks.scatter(-1, scores.topk(k, dim=-1).indices, True)
+@torch.no_grad()
+def _compare(
+    model: Model, rows: torch.Tensor, width: int, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL and overlap of each row [layers * width, d_model] with the row of its position at the end.
+
+    All layers go through the unembedding together, some rows at a time: reading its weights once
+    for each layer would take longer than multiplying with them.
+    """
+    with lock(model):
+        final = model.unembed(rows[-width:]).float().log_softmax(-1)
+        top = final.topk(k, dim=-1).indices
+        kl, shared = [], []
+        step = max(1, CELLS // final.numel()) * width
+        for part in torch.split(rows, step):
+            lens = model.unembed(part).float().log_softmax(-1).view(-1, *final.shape)
+            kl.append((lens.exp() * (lens - final)).sum(-1))
+            same = lens.topk(k, dim=-1).indices[..., :, None] == top[:, None, :]
+            shared.append(same.any(-1).sum(-1) / k)
+    return torch.cat(kl), torch.cat(shared)

@@ -29,7 +29,7 @@ def layer_weights(effects: xr.Dataset, statistic: Literal["mean", "max"] = "mean
 
     form "layers": w_s = sum over l > s of D[s, l] / max(L - 1 - s, 1), so that early layers do not
     count more for having more layers after them; form "logits": w_s = O[s], where the effects
-    hold an output effect. arXiv:2505.13898, sec. 4.
+    hold an output effect. arXiv:2505.13898.
     """
     d = effects["effect"].sel(statistic=statistic)
     later = d.layer > d.skipped
@@ -57,7 +57,7 @@ def depth_score(
     w as in `layer_weights`, by `statistic` over positions, then the mean or maximum `over` prompts.
     A score is a layer number; if all layers mattered equally it would be `uniform`, the mean of the
     layers skipped. Returns `score`, `low`, `high` (form), with percentile bootstraps over prompts
-    (NaN for one prompt). arXiv:2505.13898, sec. 4. Raises BadInput where no layer has an effect.
+    (NaN for one prompt). arXiv:2505.13898. Raises BadInput where no layer has an effect.
     """
     w = layer_weights(effects, statistic)
     s = w.skipped.values.astype(float)
@@ -136,8 +136,10 @@ def future_share(current: xr.Dataset, future: xr.Dataset) -> xr.DataArray:
 
     Rows as in `row_means`, by the mean over positions (a maximum grows with their number, and the
     two modes read different numbers of them). A small stream makes every early write large: both
-    rows carry that, so it cancels. (prompt, skipped), NaN for the last layer.
+    rows carry that, so it cancels. (prompt, skipped) for the layers skipped in both, NaN for the
+    last one.
     """
-    out = row_means(future, "mean") / row_means(current, "mean")
+    rows = xr.align(row_means(future, "mean"), row_means(current, "mean"), join="inner")
+    out = rows[0] / rows[1]
     out.attrs = dict(future.attrs) | {"long_name": "share of the effect that reaches later tokens"}
     return out.rename("share")

@@ -2,7 +2,7 @@
 
 With h_l the stream entering layer l and c_l = h_{l+1} - h_l its contribution, a skip of layer s on
 the positions P puts h_{s+1} := h_s there, and lets the model run on (or, in the local form, not).
-Csordas, Manning & Potts 2025 (arXiv:2505.13898), sec. 3.
+Csordas, Manning & Potts 2025 (arXiv:2505.13898).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from lwlab.depth.blocks import Blocks, capture, check_replayable, one_by_one
+from lwlab.depth.blocks import Blocks, capture, check_replayable, together
 from lwlab.errors import BadInput, UnknownName, suggest
 from lwlab.models.model import Model, Prompts
 from lwlab.models.tokens import Tokens
@@ -28,6 +28,7 @@ Removed = Literal["contribution", "random"]
 
 PAPER = "2505.13898"
 _FLOOR = 1e-6  # the paper's: a contribution smaller than this does not divide
+_TOKENS = 8192  # run at once: about 200 MB of activations at width 576
 
 
 def skip_effects(
@@ -79,16 +80,16 @@ def skip_effects(
     output = torch.zeros(2, len(tokens), len(skipped))
     noise = torch.Generator().manual_seed(seed)
     with lock(model), torch.no_grad():
-        for i, (one, ts) in enumerate(zip(one_by_one(tokens), cuts)):
-            blocks = capture(model, one)
-            for cut in ts:
+        for rows in _groups(tokens, cuts, len(skipped)):
+            blocks = capture(model, together(tokens, rows))
+            for cut in (ts := cuts[rows[0]]):
                 skip = _Skip(blocks, skipped, front, cut, part, removed, noise)
                 d, o = (skip.local(), None) if mode == "local" else skip.propagated(outputs)
-                effect[0, i] = torch.maximum(effect[0, i], d.amax(-1))
-                effect[1, i] += d.mean(-1) / len(ts)
+                effect[0, rows] = torch.maximum(effect[0, rows], d.amax(-1).transpose(0, 1))
+                effect[1, rows] += d.mean(-1).transpose(0, 1) / len(ts)
                 if o is not None:
-                    output[0, i] = torch.maximum(output[0, i], o.amax(-1))
-                    output[1, i] += o.mean(-1) / len(ts)
+                    output[0, rows] = torch.maximum(output[0, rows], o.amax(-1).T)
+                    output[1, rows] += o.mean(-1).T / len(ts)
     coords = {"statistic": ["max", "mean"], "skipped": skipped}
     dims = ("statistic", "prompt", "skipped")
     d_coords = {**coords, "layer": list(range(model.n_layers))}
@@ -182,9 +183,21 @@ def _cuts(
     return out
 
 
+def _groups(tokens: Tokens, cuts: list[list[int | None]], skips: int) -> list[list[int]]:
+    """Prompts that can share a run: of one length, with the same t, not too many tokens."""
+    found: dict[tuple[int, tuple[int | None, ...]], list[int]] = {}
+    for i, n in enumerate(tokens.lengths.tolist()):
+        found.setdefault((n, tuple(cuts[i])), []).append(i)
+    out = []
+    for (n, _), rows in found.items():
+        size = max(1, _TOKENS // (skips * n))
+        out += [rows[i : i + size] for i in range(0, len(rows), size)]
+    return out
+
+
 @dataclass(frozen=True)
 class _Skip:
-    """The skips of one prompt at one t."""
+    """The skips of prompts of one length at one t."""
 
     blocks: Blocks
     skipped: list[int]
@@ -200,48 +213,49 @@ class _Skip:
         return slice(self.front if self.cut is None else self.cut, self.blocks.n_positions)
 
     def propagated(self, outputs: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """D [skipped, layer, position] and O [skipped, position]: the model runs on."""
+        """D [skipped, prompt, layer, position] and O [skipped, prompt, position]: it runs on."""
         d, n = self._zeros(), self.blocks.model.n_layers
         changed = [self._without(s) for s in self.skipped]
         for i, s in enumerate(self.skipped):
             own = changed[i] - self.blocks.streams[s].to(changed[i].device)
-            d[i, s] = self._relative(s, own[None])[0]
-        births = {s + 1: y[None] for s, y in zip(self.skipped, changed)}
+            d[i, :, s] = self._relative(s, own)[0]
+        births = {s + 1: y for s, y in zip(self.skipped, changed)}
         for layer, before, after in self.blocks.run(births):
             if layer < n:
-                own = after - before.to(after.device)
-                d[: len(own), layer] = self._relative(layer, own)
+                gap = self._relative(layer, after - before.to(after.device))
+                d[: len(gap), :, layer] = gap
             elif outputs:
-                return d, self.blocks.compare(after, self.read, _l2).cpu()
+                return d, self.blocks.output_change(after, self.read).cpu()
         return d, None
 
     def local(self) -> torch.Tensor:
-        """D [skipped, layer, position]: each later layer reads its own stream less c_s."""
+        """D [skipped, prompt, layer, position]: each layer reads its own stream less c_s."""
         d = self._zeros()
         lost = [self._without(s) - self.blocks.streams[s + 1] for s in self.skipped]
         for layer in range(1, self.blocks.model.n_layers):
             if k := sum(s < layer for s in self.skipped):
                 here = self.blocks.streams[layer]
-                before = here + torch.stack([x.to(here.device) for x in lost[:k]])
+                before = torch.cat([here + x.to(here.device) for x in lost[:k]])
                 after = self.blocks.block(layer, before)
-                d[:k, layer] = self._relative(layer, after - before.to(after.device))
+                d[:k, :, layer] = self._relative(layer, after - before.to(after.device))
         return d
 
     def _zeros(self) -> torch.Tensor:
         width = self.read.stop - self.read.start
-        return torch.zeros(len(self.skipped), self.blocks.model.n_layers, width)
+        n_prompts, n_layers = len(self.blocks.tokens), self.blocks.model.n_layers
+        return torch.zeros(len(self.skipped), n_prompts, n_layers, width)
 
     def _relative(self, layer: int, own: torch.Tensor) -> torch.Tensor:
-        """||c_l - c~_l|| / max(||c_l||, floor), [rows, positions read]."""
-        c = self.blocks.write(layer)[self.read]
-        gap = (own[:, self.read] - c).norm(dim=-1) / c.norm(dim=-1).clamp(min=_FLOOR)
-        return gap.float().cpu()
+        """||c_l - c~_l|| / max(||c_l||, floor): rows -> [rows / prompts, prompts, positions]."""
+        c = self.blocks.write(layer)[:, self.read]
+        own = own.view(-1, *c.shape[:1], *own.shape[1:])[:, :, self.read]
+        return ((own - c).norm(dim=-1) / c.norm(dim=-1).clamp(min=_FLOOR)).float().cpu()
 
     def _without(self, s: int) -> torch.Tensor:
-        """Return the stream leaving layer s [positions, d_model] when the layer is skipped on P."""
+        """Return the streams leaving layer s [prompts, positions, d_model], skipped on P."""
         y = self.blocks.streams[s + 1]
         h = self.blocks.streams[s].to(y.device)
-        where = torch.zeros(len(y), 1, dtype=torch.bool, device=y.device)
+        where = torch.zeros(y.shape[1], 1, dtype=torch.bool, device=y.device)
         where[self.front : self.cut] = True
         if self.removed == "random":
             r = torch.randn(y.shape, generator=self.noise).to(y)
@@ -251,8 +265,4 @@ class _Skip:
             return torch.where(where, h, y)
         site = "attn_out" if self.part == "attention" else "mlp_out"
         silent = {site: lambda out: out.masked_fill(where, 0.0)}
-        return torch.where(where, self.blocks.block(s, h[None], silent)[0], y)
-
-
-def _l2(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    return (p - q).norm(dim=-1)
+        return torch.where(where, self.blocks.block(s, h, silent), y)

@@ -109,11 +109,11 @@ _LANGUAGE = {
 
 
 def multi_hop(hops: int, n: int = 8, seed: int = 0) -> list[Question]:
-    """Make up to n questions whose answer is `hops` facts away (1 to 3), as in MQuAKE.
+    """Make up to n sentences whose end is `hops` facts away (1 to 3), after MQuAKE's questions.
 
-    1: the language of France; 2: the language of the country of Paris; 3: ... of the city of the
-    Eiffel Tower. The subjects are the same at every number of hops. Raises BadInput for other
-    numbers of hops or more than the eight questions there are.
+    "People in France speak" -> " French"; "People in the country where Paris lies speak"; "People
+    in the country where the city with the Eiffel Tower lies speak". The answers are the same at
+    every number of hops. Raises BadInput for other hops or more than the eight sentences there are.
     """
     if hops not in (1, 2, 3) or not 1 <= n <= len(_LANDMARKS):
         raise BadInput(f"hops={hops}, n={n}: hops are 1, 2 or 3, and n is 1..{len(_LANDMARKS)}")
@@ -127,8 +127,8 @@ def multi_hop(hops: int, n: int = 8, seed: int = 0) -> list[Question]:
             2: f"the country where {city} lies",
             3: f"the country where the city with the {landmark} lies",
         }[hops]
-        prompt = f"Question: What language do people in {place} speak?\nAnswer:"
-        out.append(Question(prompt, f" {_LANGUAGE[country]}", hops, "hops"))
+        prompt, answer = f"People in {place} speak", f" {_LANGUAGE[country]}"
+        out.append(Question(prompt, answer, hops, "hops"))
     return out
 
 

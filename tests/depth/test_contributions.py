@@ -18,8 +18,8 @@ SHORT = "the king saw the queen"
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "gemma2", "gpt_neox", "phi", "olmo2", "mixtral"])
-def test_stream_identity_and_formulas_hold(tiny: Any, arch: str) -> None:
-    model = tiny(arch)
+def test_stream_identity_and_formulas_hold(toy: Any, arch: str) -> None:
+    model = toy(arch)
     r = layer_contributions(model, TEXT)
     assert float(r.identity_error.max()) < 2e-5
     with torch.no_grad():
@@ -41,8 +41,8 @@ def test_stream_identity_and_formulas_hold(tiny: Any, arch: str) -> None:
     assert float(abs(r.cosine).max()) <= 1 + 1e-5
 
 
-def test_prompts_keep_their_own_positions_and_position_0_is_out(tiny: Any) -> None:
-    model = tiny("llama")
+def test_prompts_keep_their_own_positions_and_position_0_is_out(toy: Any) -> None:
+    model = toy("llama")
     both = layer_contributions(model, [TEXT, SHORT])
     alone = layer_contributions(model, SHORT)
     n = alone.sizes["position"]
@@ -57,13 +57,13 @@ def test_prompts_keep_their_own_positions_and_position_0_is_out(tiny: Any) -> No
     assert both.attrs["n"] == 2
 
 
-def test_models_and_prompts_that_cannot_work_are_refused(tiny: Any) -> None:
+def test_models_and_prompts_that_cannot_work_are_refused(toy: Any) -> None:
     with pytest.raises(MissingSite, match="mixer_out"):
-        layer_contributions(tiny("mamba"), TEXT)
+        layer_contributions(toy("mamba"), TEXT)
     with pytest.raises(BadInput, match="leaves no position"):
-        layer_contributions(tiny("llama"), [TEXT, "king"])
+        layer_contributions(toy("llama"), [TEXT, "king"])
     with pytest.raises(BadInput, match="front"):
-        layer_contributions(tiny("llama"), TEXT, front=-1)
+        layer_contributions(toy("llama"), TEXT, front=-1)
     module, _ = toys.tiny("bert")
     with pytest.raises(BadInput, match="normalises its stream"):
         layer_contributions(lw.wrap(module), torch.tensor([[5, 6, 7]]))

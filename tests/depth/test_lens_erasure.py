@@ -20,8 +20,8 @@ ARCHS = ("llama", "gpt2", "gemma2", "gpt_neox")
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_the_lens_ends_at_the_models_own_prediction(tiny: Any, arch: str) -> None:
-    model = tiny(arch)
+def test_the_lens_ends_at_the_models_own_prediction(toy: Any, arch: str) -> None:
+    model = toy(arch)
     r = lens_distance(model, [TEXT, SHORT], k=3)
     last = r.sel(layer=model.n_layers)
     assert float(abs(last.kl).max()) == 0.0
@@ -35,8 +35,8 @@ def test_the_lens_ends_at_the_models_own_prediction(tiny: Any, arch: str) -> Non
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_lens_distances_equal_their_formulas(tiny: Any, arch: str) -> None:
-    model, k = tiny(arch), 4
+def test_lens_distances_equal_their_formulas(toy: Any, arch: str) -> None:
+    model, k = toy(arch), 4
     with torch.no_grad():
         run = hooked(model, TEXT, {})
         norm = model.module.get_submodule(model.anatomy.final_norm)
@@ -55,18 +55,18 @@ def test_lens_distances_equal_their_formulas(tiny: Any, arch: str) -> None:
     assert r.position.values.tolist() == [2, 5, 8, 11]
 
 
-def test_the_lens_refuses_what_cannot_work(tiny: Any) -> None:
+def test_the_lens_refuses_what_cannot_work(toy: Any) -> None:
     for arguments in ({"k": 0}, {"k": 1000}, {"front": 14}, {"every": 0}, {"front": -1}):
         with pytest.raises(BadInput):
-            lens_distance(tiny("llama"), TEXT, **arguments)
+            lens_distance(toy("llama"), TEXT, **arguments)
     module, _ = toys.tiny("bert")
     with pytest.raises(MissingSite, match="unembedding"):
         lens_distance(lw.wrap(module), torch.tensor([[5, 6, 7]]))
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_erasure_equals_one_hooked_forward_for_each_pair(tiny: Any, arch: str) -> None:
-    model, answer = tiny(arch), " to John"
+def test_erasure_equals_one_hooked_forward_for_each_pair(toy: Any, arch: str) -> None:
+    model, answer = toy(arch), " to John"
     prompt = TEXT.removesuffix(answer)
     reference = [SHORT, "Paris is the capital of France"]
     with torch.no_grad():
@@ -95,8 +95,8 @@ def test_erasure_equals_one_hooked_forward_for_each_pair(tiny: Any, arch: str) -
     assert r.token_str.values.tolist() == TEXT.split()
 
 
-def test_a_token_after_the_answer_or_past_its_last_reader_does_not_matter(tiny: Any) -> None:
-    model = tiny("llama")
+def test_a_token_after_the_answer_or_past_its_last_reader_does_not_matter(toy: Any) -> None:
+    model = toy("llama")
     r = token_erasure(model, "Mary gave a book to", " John", reference=[SHORT]).effect
     assert float(r.sel(position=5).max()) < 1e-6  # the answer itself comes after the prediction
     assert float(r.sel(layer=3, position=slice(0, 3)).max()) < 1e-6  # only the last stream is read
@@ -105,14 +105,14 @@ def test_a_token_after_the_answer_or_past_its_last_reader_does_not_matter(tiny: 
     np.testing.assert_allclose(some.effect, r.sel(layer=[1, 3]), atol=1e-6)
 
 
-def test_answer_positions_are_those_that_predict_it(tiny: Any) -> None:
-    model = tiny("llama")
+def test_answer_positions_are_those_that_predict_it(toy: Any) -> None:
+    model = toy("llama")
     assert answer_positions(model, "Mary gave a book to", " John and Anna").tolist() == [4, 5, 6]
     assert answer_positions(model, "Mary gave a", "").tolist() == [2]
 
 
-def test_erasure_refuses_what_cannot_work(tiny: Any) -> None:
-    model = tiny("llama")
+def test_erasure_refuses_what_cannot_work(toy: Any) -> None:
+    model = toy("llama")
     with pytest.raises(BadInput, match="non-empty"):
         token_erasure(model, SHORT, reference=[])
     with pytest.raises(BadInput, match=r"0\.\.3"):

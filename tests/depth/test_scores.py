@@ -58,8 +58,8 @@ def test_equal_effects_score_the_middle_and_a_single_layer_scores_itself() -> No
     assert np.isnan(float(r.low[0]))
 
 
-def test_weights_divide_by_the_layers_that_follow(tiny: Any) -> None:
-    effects = skip_effects(tiny("llama"), TEXTS)
+def test_weights_divide_by_the_layers_that_follow(toy: Any) -> None:
+    effects = skip_effects(toy("llama"), TEXTS)
     d = effects.effect.sel(statistic="max").values
     w = layer_weights(effects, "max").sel(form="layers").values
     for p in range(2):
@@ -120,10 +120,10 @@ def test_deepening_is_the_slope_of_the_scores() -> None:
         deepening(effects.isel(prompt=[0, 1]))
 
 
-def test_question_effects_skip_before_the_answer_only(tiny: Any) -> None:
+def test_question_effects_skip_before_the_answer_only(toy: Any) -> None:
     from lwlab.depth.texts import Question
 
-    model = tiny("llama")
+    model = toy("llama")
     questions = [
         Question("Mary gave a book to", " John", 1, "x"),
         Question("the capital of France is", " Paris and Rome", 2, "y"),
@@ -138,8 +138,8 @@ def test_question_effects_skip_before_the_answer_only(tiny: Any) -> None:
         question_effects(model, [])
 
 
-def test_overview_gathers_what_the_single_analyses_give(tiny: Any) -> None:
-    model = tiny("gpt2")
+def test_overview_gathers_what_the_single_analyses_give(toy: Any) -> None:
+    model = toy("gpt2")
     r = overview(model, TEXTS, t=6)
     np.testing.assert_allclose(r.current, skip_effects(model, TEXTS).effect, atol=1e-6)
     future = skip_effects(model, TEXTS, "future", t=6)

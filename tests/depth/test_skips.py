@@ -65,9 +65,9 @@ def slow_effects(
     ],
 )  # fmt: skip
 def test_effects_equal_one_hooked_forward_for_each_skip(
-    tiny: Any, arch: str, mode: Any, part: Any, t: int | None
+    toy: Any, arch: str, mode: Any, part: Any, t: int | None
 ) -> None:
-    model = tiny(arch)
+    model = toy(arch)
     d, o = slow_effects(model, TEXT, mode, part, t)
     r = skip_effects(model, TEXT, mode, part=part, t=t)
     for statistic, reduce in (("max", torch.amax), ("mean", torch.mean)):
@@ -82,9 +82,9 @@ def test_effects_equal_one_hooked_forward_for_each_skip(
 
 @pytest.mark.parametrize("arch", [*ARCHS, "opt", "mixtral", "mamba"])
 def test_a_skipped_layer_adds_nothing_now_and_changes_nothing_of_its_own_later(
-    tiny: Any, arch: str
+    toy: Any, arch: str
 ) -> None:
-    model = tiny(arch)
+    model = toy(arch)
     current = skip_effects(model, TEXT, "current").effect[0, 0].values
     future = skip_effects(model, TEXT, "future", t=7).effect[0, 0].values
     local = skip_effects(model, TEXT, "local").effect[0, 0].values
@@ -96,9 +96,9 @@ def test_a_skipped_layer_adds_nothing_now_and_changes_nothing_of_its_own_later(
         assert (d[np.triu_indices(model.n_layers, 1)] > 0).all()
 
 
-def test_earlier_layers_do_not_change_in_a_traced_run_either(tiny: Any) -> None:
+def test_earlier_layers_do_not_change_in_a_traced_run_either(toy: Any) -> None:
     """D = 0 for l < s is by construction in the growing batch; here it is measured."""
-    model = tiny("llama")
+    model = toy("llama")
     base = lw.cache(model, TEXT, ["resid_pre", "resid_post"])
     at = list(range(1, base.sizes["position"]))
     r = lw.patch(
@@ -110,28 +110,32 @@ def test_earlier_layers_do_not_change_in_a_traced_run_either(tiny: Any) -> None:
     assert float(change.sel(layer=2).max()) > 0.0
 
 
-def test_position_0_is_never_skipped_and_front_0_skips_it(tiny: Any) -> None:
-    model = tiny("gpt2")
+def test_position_0_is_never_skipped_and_front_0_skips_it(toy: Any) -> None:
+    model = toy("gpt2")
     slow, _ = slow_effects(model, TEXT, "current", "layer", None, front=0)
     got = skip_effects(model, TEXT, front=0).effect.sel(statistic="max")[0]
     np.testing.assert_allclose(got, slow.amax(-1), atol=2e-4, rtol=2e-4)
     assert float(abs(got - skip_effects(model, TEXT).effect.sel(statistic="max")[0]).max()) > 1e-3
 
 
-def test_several_t_are_reduced_over_and_prompts_do_not_mix(tiny: Any) -> None:
-    model = tiny("llama")
+def test_several_t_are_reduced_over_and_prompts_do_not_mix(toy: Any) -> None:
+    model = toy("llama")
     short = "the king gave the red book to the queen"
-    both = skip_effects(model, [TEXT, short], "future", t=[4, 6])
+    other = "the king gave the old book to the queen"  # runs with the short one
+    both = skip_effects(model, [TEXT, short, other], "future", t=[4, 6])
     each = [skip_effects(model, TEXT, "future", t=t) for t in (4, 6)]
     d = np.stack([x.effect[:, 0].values for x in each])
     np.testing.assert_allclose(both.effect[0, 0], d[:, 0].max(0), atol=1e-5)
     np.testing.assert_allclose(both.effect[1, 0], d[:, 1].mean(0), atol=1e-5)
-    alone = skip_effects(model, short, "future", t=[4, 6])
-    np.testing.assert_allclose(both.effect[:, 1], alone.effect[:, 0], atol=1e-5)
+    for i, text in ((1, short), (2, other)):
+        alone = skip_effects(model, text, "future", t=[4, 6])
+        np.testing.assert_allclose(both.effect[:, i], alone.effect[:, 0], atol=1e-5)
+        np.testing.assert_allclose(both.output_effect[:, i], alone.output_effect[:, 0], atol=1e-6)
+    assert float(abs(both.effect[:, 1] - both.effect[:, 2]).max()) > 1e-3
 
 
-def test_t_is_drawn_from_the_papers_grid_by_seed(tiny: Any) -> None:
-    model = tiny("gpt2")
+def test_t_is_drawn_from_the_papers_grid_by_seed(toy: Any) -> None:
+    model = toy("gpt2")
     long = " ".join([TEXT] * 4)
     a, b, c = (skip_effects(model, long, "future", seed=s, layers=0) for s in (0, 0, 1))
     (ts,) = a.attrs["t"]
@@ -144,8 +148,8 @@ def test_t_is_drawn_from_the_papers_grid_by_seed(tiny: Any) -> None:
     assert short.attrs["t"] == [[2]]
 
 
-def test_the_placebo_takes_as_much_away_in_a_random_direction(tiny: Any) -> None:
-    model = tiny("llama")
+def test_the_placebo_takes_as_much_away_in_a_random_direction(toy: Any) -> None:
+    model = toy("llama")
     a, b = (skip_effects(model, TEXT, removed="random", seed=s) for s in (0, 1))
     d = a.effect.sel(statistic="mean")[0].values
     np.testing.assert_allclose(np.diag(d), 1.0, atol=1e-5)  # ||r|| / ||c||
@@ -155,8 +159,8 @@ def test_the_placebo_takes_as_much_away_in_a_random_direction(tiny: Any) -> None
     assert float(abs(a.effect - again.effect).max()) == 0.0
 
 
-def test_a_subset_of_layers_gives_the_same_rows(tiny: Any) -> None:
-    model = tiny("gemma2")
+def test_a_subset_of_layers_gives_the_same_rows(toy: Any) -> None:
+    model = toy("gemma2")
     whole, some = skip_effects(model, TEXT), skip_effects(model, TEXT, layers=[2, 0, -1])
     assert some.skipped.values.tolist() == [0, 2]
     np.testing.assert_allclose(some.effect, whole.effect.sel(skipped=[0, 2]), atol=1e-5)
@@ -165,8 +169,8 @@ def test_a_subset_of_layers_gives_the_same_rows(tiny: Any) -> None:
     )
 
 
-def test_the_result_says_what_it_is(tiny: Any, tmp_path: Any) -> None:
-    r = skip_effects(tiny("llama"), [TEXT], "future", t=5)
+def test_the_result_says_what_it_is(toy: Any, tmp_path: Any) -> None:
+    r = skip_effects(toy("llama"), [TEXT], "future", t=5)
     assert r.effect.dims == ("statistic", "prompt", "skipped", "layer")
     assert r.attrs["paper"] == "2505.13898"
     assert [r.attrs[k] for k in ("mode", "t", "front", "n")] == ["future", [[5]], 1, 1]
@@ -175,13 +179,13 @@ def test_the_result_says_what_it_is(tiny: Any, tmp_path: Any) -> None:
     assert results.open(tmp_path / "r.nc").identical(r)
 
 
-def test_blocks_replayed_from_the_start_give_the_same_streams(tiny: Any) -> None:
+def test_blocks_replayed_from_the_start_give_the_same_streams(toy: Any) -> None:
     for arch in (*ARCHS, "opt", "phi", "olmo2", "qwen3", "mistral", "mamba"):
-        model = tiny(arch)
+        model = toy(arch)
         blocks = capture(model, TEXT)
         base = hooked(model, TEXT, {})
         with torch.no_grad():
-            for layer, before, after in blocks.run({0: blocks.streams[0].expand(3, -1, -1)}):
+            for layer, before, after in blocks.run({0: torch.cat([blocks.streams[0]] * 3)}):
                 if layer < model.n_layers:
                     torch.testing.assert_close(before[1], base["pre"][layer], atol=1e-4, rtol=1e-4)
                     torch.testing.assert_close(after[2], base["block"][layer], atol=1e-4, rtol=1e-4)
@@ -211,23 +215,23 @@ def test_blocks_replayed_from_the_start_give_the_same_streams(tiny: Any) -> None
     ],
 )
 def test_what_cannot_work_is_refused_before_any_skip(
-    tiny: Any, monkeypatch: Any, arch: str, arguments: Any, error: Any, words: str
+    toy: Any, monkeypatch: Any, arch: str, arguments: Any, error: Any, words: str
 ) -> None:
     import lwlab.depth.skips as skips
 
-    model = tiny(arch)
+    model = toy(arch)
     monkeypatch.setattr(skips, "capture", lambda *_: pytest.fail("the model ran"))
     with pytest.raises(error, match=words):
         skip_effects(model, **{"prompts": [TEXT], **arguments})
 
 
-def test_token_ids_do_where_there_is_no_tokenizer(tiny: Any) -> None:
+def test_token_ids_do_where_there_is_no_tokenizer(toy: Any) -> None:
     from lwlab.models import toys
 
     module, _ = toys.tiny("llama")
-    ids = tiny("llama").tokens(TEXT).ids
+    ids = toy("llama").tokens(TEXT).ids
     got = skip_effects(lw.wrap(module), ids, "future", t=6)
-    np.testing.assert_allclose(got.effect, skip_effects(tiny("llama"), TEXT, "future", t=6).effect)
+    np.testing.assert_allclose(got.effect, skip_effects(toy("llama"), TEXT, "future", t=6).effect)
 
 
 def test_models_that_cannot_be_replayed_are_refused() -> None:
