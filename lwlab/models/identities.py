@@ -8,7 +8,7 @@ self-patches and transplants, which the tests run on every architecture.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -24,22 +24,10 @@ from lwlab.tracing.edits import Edit
 Values = dict[Address, torch.Tensor]
 
 
-def logits_equal(model: Model, x: Prompts) -> float | None:
-    """Largest difference between plain and traced logits; 0.0 is what it must be."""
-    if "logits" not in model.anatomy.taps:
-        return None
-    data = engine.batch(model, x)
-    args, inputs = data.fresh()
-    with lock(model), torch.no_grad():
-        plain = engine.tensor_of(model.module(*args, **inputs))
-    traced = engine.run(model, data, logits="all").logits
-    assert traced is not None
-    return float((plain - traced).abs().max())
-
-
 def measure(model: Model, x: Prompts) -> dict[str, float]:
     """Relative error of each identity that the anatomy states, at the worst layer.
 
+    * logits: through the trace and from the plain model, which must not differ at all
     * chain: resid_post_l = resid_pre_(l+1)
     * writes, resid_mid: the stream equations of Anatomy
     * heads: attn_out = attn_post(W_O concat(head_out))
@@ -55,9 +43,14 @@ def measure(model: Model, x: Prompts) -> dict[str, float]:
     wanted = [s for s in a.taps if s not in apart]
     reads = [Address(s, i) for s in wanted for i in range(a.n_layers)]
     reads += [Address("final_norm")] if "final_norm" in a.taps else []
-    out = engine.run(model, x, reads, logits="all")
+    data = engine.batch(model, x)
+    out = engine.run(model, data, reads, logits="all")
     v, z = out.values, out.logits
     errors: dict[str, float] = {}
+    if z is not None:
+        args, inputs = data.fresh()
+        with lock(model), torch.no_grad():
+            errors["logits"] = _error(z, engine.tensor_of(model.module(*args, **inputs)))
 
     def each(f: Callable[[int], tuple[torch.Tensor, str, int]], n: int = a.n_layers) -> float:
         pairs = ((got, v[Address(site, i)]) for got, site, i in map(f, range(n)))
@@ -133,7 +126,8 @@ def _module(model: Model, path: str, layer: int) -> Any:
 def _stream(model: Model, v: Values, i: int) -> torch.Tensor:
     a = model.anatomy
     if not a.stream_norms:
-        return v[Address("resid_pre", i)] + sum(v[Address(w, i)] for w in a.writes)
+        writes = (v[Address(w, i)] for w in a.writes)
+        return reduce(torch.add, writes, v[Address("resid_pre", i)])  # in the order of the model
     x: torch.Tensor = _module(model, a.stream_norms[-1], i)(
         v[Address("resid_mid", i)] + v[Address(a.writes[-1], i)]
     )
@@ -209,7 +203,7 @@ def audit(model: Model, layer: int | None = None) -> dict[str, float]:
     x, y = sample(model, 0), sample(model, 1)
     if x is None or y is None:
         raise BadInput(f"{model.name}: no sample input is known for this kind of model")
-    errors = {**measure(model, x), "logits": logits_equal(model, x) or 0.0}
+    errors = measure(model, x)
     here = {
         s: Address(s, None if s in ("embed", "final_norm") else layer) for s in a.taps
         if s != "logits"

@@ -221,3 +221,12 @@ def test_the_convolutional_network_gives_blocks_of_unequal_shape() -> None:
     again = engine.run(model, x, [], logits="last").logits
     assert again is not None
     assert torch.equal(again, z.detach())
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    module, _ = toys.tiny("gpt2")
+    with torch.no_grad():
+        module.transformer.ln_f.weight.mul_(1e38)
+        module.lm_head.weight.mul_(1e30)
+    with pytest.raises(BadInput, match="its logits are NaN on a short prompt"):
+        lw.wrap(module)
