@@ -10,8 +10,11 @@ import torch
 from lwlab.errors import BadInput, LwlabError
 from lwlab.models.anatomy import Anatomy
 from lwlab.models.identities import measure
-from lwlab.models.model import Model
+from lwlab.models.model import Model, Prompts
 from lwlab.models.sample import sample
+from lwlab.models.sites import Address
+from lwlab.tracing import engine
+from lwlab.tracing.edits import Edit
 from lwlab.tracing.order import module_order
 
 TOLERANCE = 1e-4
@@ -51,6 +54,8 @@ def accept(model: Model) -> Model:
     if wrong:
         what = ", ".join(f"{k} (relative error {e:.2g})" for k, e in wrong.items())
         raise BadInput(f"{_unfit(model)} {what}. {_ADVICE}")
+    if model.anatomy.guessed and len(model.anatomy.writes) == 2:
+        model = replace(model, anatomy=replace(model.anatomy, parallel=_parallel(model, x)))
     return replace(model, checks=errors)
 
 
@@ -82,7 +87,17 @@ def _running(model: Model) -> Model:
             a = replace(a, writes=tuple(w for w in a.writes if w != site))
     if not {"resid_pre", "resid_post"} <= a.taps.keys():
         raise BadInput(f"{model.name}: the blocks {a.blocks!r}, found by structure, do not run")
-    return replace(model, anatomy=a)
+    writes = sorted(a.writes, key=lambda w: order[a.taps[w].at(0), a.taps[w].end])
+    return replace(model, anatomy=replace(a, writes=tuple(writes)))
+
+
+def _parallel(model: Model, x: Prompts) -> bool:
+    """Whether the second sublayer reads nothing of what the first one writes."""
+    first, second = model.anatomy.writes
+    at, reads = Address(first, 0), Address(second.replace("_out", "_in"), 0)
+    edits: list[list[Edit]] = [[], [Edit(at, 0.0)]]
+    one, two = (engine.run(model, x, [reads], e, logits=None).values[reads] for e in edits)
+    return torch.equal(one, two)
 
 
 def _without(model: Model, part: str, why: str) -> Model:

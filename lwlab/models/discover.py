@@ -51,10 +51,11 @@ def by_structure(module: nn.Module) -> Anatomy:
     width = getattr(config, "hidden_size", None) or getattr(config, "n_embd", None)
     if width is None and table is not None:
         width = table.embedding_dim
+    kind = _kind(module, embed, head)
     why = "only declared anatomies have it; see lw.Anatomy"
     return Anatomy(
         name=getattr(config, "model_type", None) or type(module).__name__,
-        kind=_kind(module, embed, head), guessed=True,
+        kind=kind, guessed=True, causal=kind == "decoder",
         blocks=blocks, n_layers=len(module.get_submodule(blocks)),  # type: ignore[arg-type]
         d_model=int(width) if width else None, taps=taps, writes=tuple(writes),
         d_vocab=int(table.num_embeddings) if table is not None else None,

@@ -114,6 +114,8 @@ def _model(
     if stack not in (None, "encoder", "decoder"):
         raise BadInput(f"stack={stack!r}; use 'encoder' or 'decoder'")
     anatomy = anatomy or anatomy_of(module, stack)
+    if stack and anatomy.kind != "encoder-decoder":
+        raise BadInput(f"{name} has one stack of blocks, so leave stack= out")
     anatomy.check_paths(module)
     if not pattern.prepare(module, anatomy):
         anatomy = anatomy.without("attn_pattern", "its attention is not transformers' own")

@@ -72,6 +72,7 @@ def batch(model: Model, prompts: Prompts) -> Batch:
     if "decoder_input_ids" in takes:
         start = decoder_tokens(model, tokens, extra.get("decoder_input_ids"))
         inputs["decoder_input_ids"] = start.ids
+        # The positions of a result are those of the stack that the anatomy describes.
         tokens = start if model.anatomy.causal else tokens
     return Batch(inputs, tokens)
 

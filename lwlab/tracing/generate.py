@@ -47,6 +47,8 @@ def generate(
         raise BadInput(f"positions={positions!r}; use 'all' or 'last'")
     if max_new_tokens < 1:
         raise BadInput("max_new_tokens must be at least 1")
+    if options.get("num_return_sequences", 1) != 1 or options.get("return_dict_in_generate"):
+        raise BadInput("one text comes back for each prompt: repeat a prompt to have several")
     if isinstance(prompts, Mapping):
         prompts = from_encoding(model, prompts)
     tokens = model.tokens(prompts, padding_side="left")
@@ -96,7 +98,7 @@ def _run(
 ) -> torch.Tensor:
     with warnings.catch_warnings():
         # An open-ended loop always leaves one request, for a step that never comes.
-        warnings.simplefilter("ignore")
+        warnings.filterwarnings("ignore", ".*was never reached: the loop asked", UserWarning)
         if not events:
             plain: torch.Tensor = nn_._module.generate(**inputs, **options)
             return plain

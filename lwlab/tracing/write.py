@@ -66,6 +66,8 @@ def run_edits(
 ) -> xr.Dataset:
     """Run prepared edits and label the outcome (what `patch` and `ablate` share)."""
     wanted = model.anatomy.require(read) if read else []
+    if layers is not None and not wanted:
+        raise BadInput("layers= says where to read: name the sites in read=")
     chosen = model.anatomy.layers(layers)
     if not wanted and "logits" not in model.anatomy.taps:
         raise BadInput(f"{model.name} has no logits, so name the sites to keep in read=")
@@ -117,6 +119,8 @@ def ablate(
     """
     if how not in ("zero", "mean", "resample"):
         raise BadInput(f"how={how!r} is unknown; use 'zero', 'mean' or 'resample'")
+    if how == "zero" and reference is not None:
+        raise BadInput("how='zero' takes nothing from reference=; use 'mean' or 'resample'")
     places = [where] if isinstance(where, str | Address) else list(where)
     at = [model.anatomy.address(p) for p in places]
     data = engine.batch(model, prompts)

@@ -87,6 +87,7 @@ def test_a_plain_transformer_is_found_and_its_identities_hold() -> None:
     assert (model.d_model, model.d_vocab, model.n_layers) == (8, 20, 3)
     found = ["embed", "resid_pre", "attn_in", "attn_out", "mlp_in", "mlp_out", "resid_post"]
     assert model.sites() == [*found, "final_norm", "logits"]
+    assert (model.anatomy.writes, model.anatomy.parallel) == (("mlp_out", "attn_out"), False)
     errors = identities.audit(model)
     assert {"writes", "unembed", "final_norm", "embed->logits"} <= errors.keys()
     assert max(errors.values()) < 1e-5
@@ -224,6 +225,7 @@ def test_unknown_transformers_keep_the_sublayers_that_add_up(name: str) -> None:
     model = lw.wrap(module)
     assert model.anatomy.guessed
     assert ("attn_out" in model.sites()) == adds
+    assert model.anatomy.parallel == (name.startswith(("falcon", "cohere")))
     errors = identities.audit(model)
     assert {"chain", "self:resid_post", "resid_pre->logits"} <= errors.keys()
     assert {k: e for k, e in errors.items() if not e < 1e-4} == {}

@@ -51,6 +51,8 @@ def test_either_stack_of_an_encoder_decoder_loads(stack: str | None, folder: Any
     assert model.anatomy.blocks == f"{stack or 'encoder'}.block"
     with pytest.raises(BadInput, match="use 'encoder' or 'decoder'"):
         lw.load(folder("t5"), stack="both")
+    with pytest.raises(BadInput, match="has one stack of blocks"):
+        lw.load(folder("gpt2"), stack="decoder")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -156,6 +156,8 @@ def test_a_model_that_generates_is_left_as_it_was(toy: Toy) -> None:
         ("vit", {}, "vit does not generate"),
         ("t5:decoder", {}, "does not generate text here"),
         ("gpt2", {"max_new_tokens": 0}, "at least 1"),
+        ("gpt2", {"num_return_sequences": 3}, "one text comes back for each prompt"),
+        ("gpt2", {"return_dict_in_generate": True}, "one text comes back"),
         ("gpt2", {"max_new_tokens": 62}, "65 tokens .* are more than the 64 that gpt2 reads"),
         ("gpt2", {"edits": {"q.1": 0.0}, "positions": "first"}, "use 'all' or 'last'"),
         ("gpt2", {"edits": {"q.9": 0.0}}, "layer is 0..2"),

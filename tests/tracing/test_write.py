@@ -300,6 +300,10 @@ def test_requests_that_cannot_work_are_refused_before_the_run(
         (UnknownName, "unknown site 'resid'", lambda: lw.patch(
             model, PAIR, {"q.1": 0.0}, read="resid")),
         (BadInput, "name the sites to keep in read=", lambda: lw.patch(bert, PAIR, {"q.1": 0.0})),
+        (BadInput, "name the sites in read=", lambda: lw.patch(
+            model, PAIR, {"q.1": 0.0}, layers=[1])),
+        (BadInput, "takes nothing from reference=", lambda: lw.ablate(
+            model, PAIR, "q.1", reference=PAIR)),
         (BadInput, "how='none' is unknown", lambda: lw.ablate(model, PAIR, "q.1", "none")),  # type: ignore[arg-type]
         (BadInput, "needs prompts of equal length", lambda: lw.ablate(
             model, PROMPTS, "q.1", "resample")),
