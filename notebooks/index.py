@@ -68,7 +68,9 @@ last = net.n_layers - 1
 for skipped in (1, net.n_layers // 2, last):
     run = lw.chain(net, prompt, [i for i in range(net.n_layers) if i != skipped])
     best = net.tokenizer.decode([int(run.logits[0].argmax("token"))])
-    print(f"without layer {skipped:2d}: next token {best!r:12} moved {float(run.moved[0]):.3f} nats")
+    print(
+        f"without layer {skipped:2d}: next token {best!r:12} moved {float(run.moved[0]):.3f} nats"
+    )
 
 # %% [markdown]
 # ## The notebooks

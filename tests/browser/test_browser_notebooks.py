@@ -44,7 +44,8 @@ def test_a_fresh_clone_shows_every_picture_before_anything_is_run(lab, source):
     assert pictures
     page = lab.open(built.name)
     page.evaluate("() => document.querySelector('.jp-WindowedPanel-outer')?.scrollTo(0, 1e6)")
-    shown = page.locator(".jp-OutputArea-output").locator("img, .vega-embed svg, .vega-embed canvas")
+    drawn = "img, .vega-embed svg, .vega-embed canvas"
+    shown = page.locator(".jp-OutputArea-output").locator(drawn)
     shown.first.wait_for(timeout=20_000)
     lab.shoot(f"notebook_{source.stem}")
 
