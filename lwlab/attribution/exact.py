@@ -11,13 +11,13 @@ from collections.abc import Iterable
 import torch
 import xarray as xr
 
+from lwlab.attribution.answers import Reader
 from lwlab.attribution.pairs import COMPONENTS, Pair, Values
 from lwlab.attribution.prefix import extend, inputs, select
 from lwlab.errors import BadInput
 from lwlab.models.model import Model
 from lwlab.models.sites import Address
 from lwlab.tasks.base import Task
-from lwlab.tracing import engine
 from lwlab.tracing.edits import Edit
 
 
@@ -28,7 +28,7 @@ def scores(
     layers: Iterable[int] | int | None = None,
     *,
     normalise: bool = True,
-    max_tokens: int = 1024,
+    max_tokens: int = 1536,
 ) -> xr.DataArray:
     """Effect of each clean activation in the corrupt run.
 
@@ -84,7 +84,7 @@ def _sweep(
     corrupt: Values,
 ) -> torch.Tensor:
     """Metrics [component, prompt, layer, position from `begin`] of the patched prompts `rows`."""
-    model, ids = pair.model, pair.corrupt.ids
+    model, ids, reader = pair.model, pair.corrupt.ids, Reader(pair)
     cached = "past_key_values" in model.forward_names
     cache = None if pair.prefix is None else select(pair.prefix, [rows] * model.n_layers)
     columns = []
@@ -107,9 +107,8 @@ def _sweep(
                     new = clean[at][:, p - pair.begin]
                     first = len(rows) * (k * len(sites) + j)
                     edits.append(Put(at, new, first, p - start, pair.width - start))
-            logits = engine.run(model, data, edits=edits).logits
-            which = rows.repeat(len(layers) * len(sites))
-            parts.append(pair.metric(which, logits).reshape(len(layers), len(sites), len(rows)))
+            metric = reader.run(data, edits, rows.repeat(len(layers) * len(sites)))
+            parts.append(metric.reshape(len(layers), len(sites), len(rows)))
         columns.append(torch.cat(parts))
         if cached and p < pair.width - 1:
             cache = extend(model, cache, ids[rows, p : p + 1])

@@ -77,6 +77,10 @@ class Pair:
         prefix = extend(model, None, clean.ids[:, :begin]) if begin else None
         return cls(model, task, clean, corrupt, begin, prefix)
 
+    def from_the_start(self) -> Pair:
+        """Return the same pair with every position computed, the shared prefix too."""
+        return Pair(self.model, self.task, self.clean, self.corrupt, 0, None)
+
     def __len__(self) -> int:
         return len(self.clean)
 
@@ -226,7 +230,7 @@ class Pair:
         for p, column in enumerate(zip(*self.clean.strings)):
             roles = [k for k, at in self.task.positions.items() if bool((at == p).any())]
             shared = len(set(column)) == 1
-            names.append(column[0] if shared else "/".join(roles) or "…")
+            names.append(column[0] if shared else " " + ("/".join(roles) or "…"))
         return names
 
 

@@ -48,28 +48,41 @@ def random_direction(
     components: str | Iterable[str] = COMPONENTS,
     layers: Iterable[int] | int | None = None,
     *,
+    draws: int = 20,
     seed: int = 0,
     batch_size: int = 16,
 ) -> xr.DataArray:
-    """AtP with each gradient replaced by a random direction g of the same length.
+    """AtP with each gradient replaced by a random direction g of the same length, `draws` times.
 
-    <a - a', g |dm/da| / |g|>, g ~ N(0, 1) drawn by `seed`. Returns (component, prompt, layer,
-    position), not normalised; raises as `exact.scores` does.
+    <a - a', g |dm/da| / |g|>, g ~ N(0, 1) drawn by `seed`. Returns (draw, component, prompt, layer,
+    position), not normalised; raises as `exact.scores` does, and BadInput for no draws.
     """
+    if draws < 1:
+        raise BadInput(f"draws={draws}; a placebo needs at least one")
     pair = Pair.of(model, task)
     generator = torch.Generator().manual_seed(seed)
+    lengths: dict[int, Values] = {}
 
     def slopes(rows: torch.Tensor, at: list[Address]) -> Values:
+        chunk = int(rows[0])
+        if chunk not in lengths:
+            real = pair.slopes(model, rows, at)
+            lengths[chunk] = {a: c.norm(dim=-1, keepdim=True) for a, c in real.items()}
+        clean, _ = pair.read(at)
         out = {}
-        for a, slope in pair.slopes(model, rows, at).items():
-            g = torch.randn(slope.shape, generator=generator).to(slope)
-            out[a] = g * (slope.norm(dim=-1, keepdim=True) / g.norm(dim=-1, keepdim=True))
+        for a, length in lengths[chunk].items():
+            g = torch.randn(clean[a][rows].shape, generator=generator).to(length)
+            out[a] = g * (length / g.norm(dim=-1, keepdim=True))
         return out
 
-    return pair.estimate(
-        slopes, components, layers, normalise=False, batch_size=batch_size,
-        technique="random direction", direction_seed=seed,
-    )  # fmt: skip
+    parts = [
+        pair.estimate(
+            slopes, components, layers, normalise=False, batch_size=batch_size,
+            technique="random direction", direction_seed=seed,
+        )
+        for _ in range(draws)
+    ]  # fmt: skip
+    return xr.concat(parts, "draw", coords="minimal", compat="override", join="exact")
 
 
 def shuffled_labels(task: Task) -> Task:

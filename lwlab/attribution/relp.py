@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
-import pandas as pd
 import torch
 import xarray as xr
 
@@ -52,7 +51,7 @@ def scores(
     Raises as `exact.scores` does, UnknownName for a rule that does not exist, BadInput for an
     architecture without rules (see `lw.rules`).
     """
-    on = _switches(rules)
+    on = switches(rules)
     pair = Pair.of(model, task)
     with ruled(model, **on) as view:
         return pair.estimate(
@@ -88,9 +87,10 @@ def study(
     if not runs or len(set(techniques)) < len(runs):
         raise BadInput(f"techniques={list(techniques)}: name each once, and at least one")
     parts = [run(model, pair, **given) for run in runs]
-    index = pd.Index(list(techniques), name="technique")
-    score = xr.concat(parts, index, coords="minimal", compat="override", join="exact",
-                      combine_attrs="drop_conflicts")  # fmt: skip
+    score = xr.concat(
+        parts, "technique", coords="minimal", compat="override", join="exact",
+        combine_attrs="drop_conflicts",
+    ).assign_coords(technique=list(techniques))  # fmt: skip
     about = {k: v for k, v in score.attrs.items() if k not in ("units", "long_name")}
     return xr.Dataset({"score": score.drop_attrs(deep=False).assign_attrs(
         {k: score.attrs[k] for k in ("units", "long_name")})},
@@ -136,7 +136,7 @@ def conservation(
     at = [Address("resid_pre", i) for i in range(model.n_layers)]
     biases = _biases(model)
     relevance, absorbed, metric = [], [], []
-    with ruled(model, **_switches(rules)) as view, _tracked([b for _, b in biases]):
+    with ruled(model, **switches(rules)) as view, _tracked([b for _, b in biases]):
         # Gradients of shared biases add up over a batch: one prompt at a time where there are any.
         for rows in pair.chunks(1 if biases else batch_size):
             trace = engine.run(view, inputs(model, pair.corrupt, rows, 0, None), at, grad=True)
@@ -182,7 +182,8 @@ def acting_rules(model: Model) -> tuple[str, ...]:
     return tuple(r for r in EVERY if r in found)
 
 
-def _switches(rules: str | Iterable[str]) -> dict[str, bool]:
+def switches(rules: str | Iterable[str]) -> dict[str, bool]:
+    """Return which rules are on, by name; raise UnknownName for one that does not exist."""
     chosen = {rules} if isinstance(rules, str) else set(rules)
     for name in sorted(chosen - set(EVERY)):
         raise UnknownName(f"no rule {name!r}{suggest(name, EVERY)}")

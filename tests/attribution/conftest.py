@@ -7,7 +7,6 @@ from functools import cache
 import pytest
 
 import lwlab as lw
-from lwlab.attribution import Pair
 from lwlab.tasks import Task
 
 NAMES = [("Mary", "John"), ("Tom", "Anna")]
@@ -30,15 +29,3 @@ def unchanged(toy_ioi: Callable[[str], tuple[lw.Model, Task]]) -> tuple[lw.Model
     """A task whose corrupt prompts are its clean ones."""
     model, task = toy_ioi("llama")
     return model, replace(task, corrupt=task.clean)
-
-
-@pytest.fixture
-def whole() -> Callable[[lw.Model, Task], Pair]:
-    """A pair that computes every position, none skipped."""
-
-    def make(model: lw.Model, task: Task) -> Pair:
-        return replace(
-            Pair.of(model, task), begin=0, prefix=None, _clean={}, _corrupt={}, _metrics=[]
-        )
-
-    return make

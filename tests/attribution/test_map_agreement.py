@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from lwlab import stats
-from lwlab.attribution import Pair, agreement, atp, gain, placebo, relp
+from lwlab.attribution import Pair, agreement, gain, placebo, relp
 from lwlab.errors import BadInput, UnknownName
 from lwlab.models.sites import Address
 
@@ -56,15 +56,61 @@ def test_r_is_that_of_the_flattened_maps() -> None:
 
 def test_a_gain_is_a_difference_of_correlations_on_the_same_prompts() -> None:
     maps = maps_of(1.0)
-    r = agreement(maps, n=20).r.sel(kind="mean")
+    for kind in ("mean", "active", "pooled"):
+        r = agreement(maps, n=20).r.sel(kind=kind)
+        expected = r.sel(technique="scaled") - r.sel(technique="noisy")
+        found = gain(maps, "scaled", "noisy", kind=kind, n=200)
+        np.testing.assert_allclose(found.r.values, expected.values, atol=1e-12)
     found = gain(maps, "scaled", "noisy", n=200)
-    expected = r.sel(technique="scaled") - r.sel(technique="noisy")
-    np.testing.assert_allclose(found.r.values, expected.values, atol=1e-12)
     assert bool((found.low > 0).all())
     none = gain(maps, "noisy", "noisy", n=20)
     assert float(np.abs(none.to_dataarray()).max()) == 0
     again = gain(maps, "scaled", "noisy", n=200)
     assert again.identical(found)
+
+
+@pytest.mark.parametrize(("kind", "rank"), [("mean", False), ("active", True), ("pooled", False)])
+def test_the_interval_is_that_of_resampled_groups_taken_one_by_one(kind: Any, rank: bool) -> None:
+    maps = maps_of(1.0)
+    found = gain(maps, "scaled", "noisy", kind=kind, rank=rank, n=400, seed=3)
+    cells = maps.score.sel(component="a").isel(position=slice(0 if kind == "mean" else 2, None))
+    rng, draws = np.random.default_rng(9), []
+    for _ in range(400):
+        rows = [2 * g + k for g in rng.integers(3, size=3) for k in (0, 1)]
+        t, x, y = (
+            m[rows].ravel() if kind == "pooled" else m[rows].mean(0).ravel() for m in cells.values
+        )
+        r = stats.spearman if rank else stats.pearson
+        draws.append(r(t, x) - r(t, y))
+    low, high = np.quantile(draws, [0.025, 0.975])
+    width = high - low
+    assert float(found.low[0]) == pytest.approx(low, abs=0.3 * width)
+    assert float(found.high[0]) == pytest.approx(high, abs=0.3 * width)
+
+
+def test_controls_for_one_large_cell() -> None:
+    maps = maps_of(0.5)
+    score = maps.score.copy()
+    score[0, :, :, 0, 4] = 100.0  # one cell towers in the truth, and only "scaled" sees it
+    score[1, :, :, 0, 4] = 300.0
+    tall = maps.assign(score=score)
+    led_by_one = gain(tall, "scaled", "noisy", n=20).r.values
+    assert (led_by_one > 0.7).all()
+    without = gain(tall, "scaled", "noisy", drop=1, n=20).r.values
+    plain = gain(maps.isel(layer=slice(1, None)), "scaled", "noisy", n=20).r.values
+    assert (without < 0.5).all()
+    assert np.abs(without - plain).max() < 0.3
+    ranked = gain(tall, "scaled", "noisy", rank=True, n=20).r.values
+    truth, noisy = (
+        tall.score.sel(technique=t, component="a").mean("prompt") for t in ("exact", "noisy")
+    )
+    assert ranked[0] == pytest.approx(1 - stats.spearman(truth.values, noisy.values), abs=1e-12)
+    with pytest.raises(BadInput, match="ranks need averaged maps"):
+        gain(maps, "scaled", "noisy", rank=True, kind="pooled")
+    with pytest.raises(BadInput, match="constant"):
+        gain(maps.assign(score=maps.score * (maps.technique != "noisy")), "scaled", "noisy")
+    with pytest.raises(BadInput, match="drop=20 of 20"):
+        gain(maps, "scaled", "noisy", drop=20)
 
 
 def test_what_is_missing_is_named() -> None:
@@ -94,16 +140,23 @@ def test_random_directions_keep_the_length_of_the_gradient_and_follow_the_seed(
     toy_ioi: Any,
 ) -> None:
     model, task = toy_ioi("llama")
-    one, same, other = (placebo.random_direction(model, task, seed=s) for s in (0, 0, 1))
+    one, same, other = (
+        placebo.random_direction(model, task, draws=60, seed=s, batch_size=3) for s in (0, 0, 1)
+    )
     assert one.identical(same)
     assert float(np.abs(one - other).max()) > 0
-    real = atp.scores(model, task, normalise=False)
-    bound = placebo.size(model, task)
-    slope = np.abs(real).max() / bound.where(bound > 0).min()
-    assert float(np.abs(one).max()) < 10 * float(slope * bound.max())
-    draws = [placebo.random_direction(model, task, seed=s) for s in range(30)]
-    rs = [stats.pearson(real.values, d.values) for d in draws]
-    assert abs(np.mean(rs)) < 0.15
+    assert one.dims == ("draw", "component", "prompt", "layer", "position")
+    pair = Pair.of(model, task)
+    at = Address("mlp_out", 1)
+    clean, corrupt = pair.read([at])
+    length = pair.slopes(model, torch.arange(4), [at])[at].norm(dim=-1)
+    bound = ((clean[at] - corrupt[at]).norm(dim=-1) * length).numpy()
+    drawn = one.sel(component="mlp_out", layer=1).values[..., pair.begin :]
+    # <u, g>, g a random direction in d dimensions, has the standard deviation |u| |g| / sqrt d
+    np.testing.assert_allclose(drawn.std(0) / bound, 1 / np.sqrt(model.d_model or 1), rtol=0.4)
+    assert np.abs(drawn.mean(0) / bound).max() < 0.15
+    with pytest.raises(BadInput, match="draws=0"):
+        placebo.random_direction(model, task, draws=0)
 
 
 def test_shuffled_labels_ask_for_another_pairs_names(toy_ioi: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from reference import RULED
 
 import lwlab as lw
-from lwlab.attribution import COMPONENTS, atp, relp
+from lwlab.attribution import COMPONENTS, Pair, atp, relp
 from lwlab.errors import BadInput, UnknownName
 
 SUBSETS = [c for k in range(5) for c in combinations(relp.EVERY, k)]
@@ -118,10 +117,10 @@ def test_conservation_leaves_frozen_and_trained_models_as_they_were(toy_ioi: Any
 
 
 def test_equal_prompts_score_exactly_zero(
-    unchanged: tuple[lw.Model, Any], whole: Callable[..., Any]
+    unchanged: tuple[lw.Model, Any],
 ) -> None:
     model, task = unchanged
-    pair = whole(model, task)
+    pair = Pair.of(model, task).from_the_start()
     for technique in ("exact", "atp", "relp", "ig"):
         score = relp.study(model, pair, [technique], normalise=False).score
         assert float(np.abs(score).max()) == 0
@@ -130,13 +129,12 @@ def test_equal_prompts_score_exactly_zero(
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma2", "gpt_neox", "opt"])
-def test_leaving_out_the_shared_prefix_changes_nothing(
-    arch: str, toy_ioi: Any, whole: Callable[..., Any]
-) -> None:
+def test_leaving_out_the_shared_prefix_changes_nothing(arch: str, toy_ioi: Any) -> None:
     model, task = toy_ioi(arch)
+    every = Pair.of(model, task).from_the_start()
     for technique in ("exact", "atp", "relp+attention", "ig"):
         short = relp.study(model, task, [technique], normalise=False).score
-        long = relp.study(model, whole(model, task), [technique], normalise=False).score
+        long = relp.study(model, every, [technique], normalise=False).score
         np.testing.assert_allclose(short.values, long.values, atol=1e-5)
 
 
