@@ -1,4 +1,4 @@
-"""The real notebooks in a real JupyterLab: pictures without a run, instruments that run the model."""
+"""Real notebooks in a real JupyterLab: pictures without a run, instruments that run the model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ DEPTH = """
 import lwlab as lw
 from lwlab.depth.explorer import SkipExplorer
 net = lw.load("smollm2-135m")
-explorer = SkipExplorer(net, "The capital of France is Paris, and that of Italy is Rome.", layers=[2, 20])
+text = "The capital of France is Paris, and that of Italy is Rome."
+explorer = SkipExplorer(net, text, layers=[2, 20])
 explorer
 """
 
