@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from lwlab.errors import LwlabError
+from lwlab.errors import BadInput, LwlabError
 from lwlab.tracing import _sources
 
 if TYPE_CHECKING:
@@ -94,6 +94,16 @@ def envoy(nn_: Any, path: str) -> Any:
     for part in path.split(".") if path else ():
         here = getattr(here, f"E_{part}" if f"E_{part}" in vars(here) else part)
     return here
+
+
+def refuse_nested(what: str) -> None:
+    """Raise BadInput inside a running trace, where the model cannot be run again."""
+    worker = importlib.import_module("greenlet").getcurrent()
+    if getattr(worker, "mediator", None) is not None:
+        raise BadInput(
+            f"{what} was called inside a trace or an edit function: run it before, and use its "
+            "result there"
+        )
 
 
 def lock(model: Model | nn.Module) -> threading.RLock:

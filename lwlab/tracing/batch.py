@@ -11,6 +11,7 @@ import torch
 from lwlab.errors import BadInput
 from lwlab.models.model import Model, Prompts
 from lwlab.models.tokens import Tokens
+from lwlab.tracing._nnsight import refuse_nested
 
 
 @dataclass
@@ -37,6 +38,7 @@ def batch(model: Model, prompts: Prompts) -> Batch:
     A mapping of what a tokenizer returns (input_ids, attention_mask) is read as tokens; any other
     mapping goes to the forward pass as it is.
     """
+    refuse_nested(f"a run of {model.name}")
     extra: dict[str, Any] = {}
     if isinstance(prompts, Mapping):
         extra = {k: _moved(model, v) for k, v in prompts.items()}

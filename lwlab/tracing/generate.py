@@ -15,7 +15,7 @@ from lwlab.models.sites import SITES, Address
 from lwlab.models.tokens import Tokens
 from lwlab.results import label, provenance
 from lwlab.tracing import engine
-from lwlab.tracing._nnsight import lock
+from lwlab.tracing._nnsight import lock, refuse_nested
 from lwlab.tracing.batch import from_encoding
 from lwlab.tracing.edits import Edit, Value, parse_edits
 from lwlab.tracing.pattern import exposed
@@ -49,6 +49,7 @@ def generate(
         raise BadInput("max_new_tokens must be at least 1")
     if options.get("num_return_sequences", 1) != 1 or options.get("return_dict_in_generate"):
         raise BadInput("one text comes back for each prompt: repeat a prompt to have several")
+    refuse_nested("generate")
     if isinstance(prompts, Mapping):
         prompts = from_encoding(model, prompts)
     tokens = model.tokens(prompts, padding_side="left")

@@ -41,7 +41,7 @@ def test_the_identities_hold(name: str, toy: Toy) -> None:
     assert {f"self:{s}" for s in have - {"logits"}} <= errors.keys()
     assert {k: e for k, e in errors.items() if not e < 1e-4} == {}
     assert {k: e for k, e in errors.items() if k.startswith("self:") and e != 0.0} == {}
-    assert errors["logits"] == 0.0
+    assert errors.get("logits") == (0.0 if "logits" in have else None)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "t5:decoder", "mamba"])

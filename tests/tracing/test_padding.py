@@ -80,7 +80,7 @@ def test_patch(name: str, side: str, toy: Toy) -> None:
     )
 
     def both(value: Callable[[int], Any], positions: Any = None) -> None:
-        for site in ("resid_pre.1", "attn_out.0", "mlp_out.2", "resid_mid.1", "mixer_out.1"):
+        for site in ("attn_out.0", "mixer_out.0", "resid_pre.1"):
             if site.split(".")[0] not in model.sites():
                 continue
             longest = max(len(p.split()) for p in PROMPTS)

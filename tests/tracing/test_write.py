@@ -353,6 +353,28 @@ def test_an_error_in_an_edit_comes_out_as_it_is_without_internals(
     assert lw.patch(model, PAIR, {"resid_pre.1": 0.0}).moved.min() > 0  # and nothing is left behind
 
 
+def test_the_model_cannot_be_run_inside_its_own_run(toy: Toy) -> None:
+    """Neither by an edit function nor in a trace of one's own; submodules can."""
+    model = toy("gpt2")
+    for call in (
+        lambda: lw.cache(model, PAIR, "resid_pre"),
+        lambda: lw.chain(model, PAIR, [0]),
+        lambda: lw.generate(model, PAIR, 2),
+    ):
+
+        def nested(h: torch.Tensor, call: Any = call) -> torch.Tensor:
+            call()
+            return h
+
+        with pytest.raises(BadInput, match="inside a trace or an edit function: run it before"):
+            lw.patch(model, PAIR, {"resid_pre.1": nested})
+        ids = model.tokens(PAIR).ids
+        with pytest.raises(BadInput, match="inside a trace"), model.nn.trace(ids):
+            call()
+    used = lw.patch(model, PAIR, {"resid_pre.1": lambda h: h + model.unembed(h)[..., :32]})
+    assert used.moved.min() > 0
+
+
 def test_an_edit_that_never_runs_is_an_error() -> None:
     class Sometimes(torch.nn.Module):
         """Runs its blocks only for large inputs."""
