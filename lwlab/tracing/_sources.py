@@ -1,8 +1,8 @@
 """Which source nnsight compiles traces from: the text of the code that runs, not an older one.
 
 nnsight reads a file once, and looks a compiled `with` block up by file, line and function name.
-When a module is loaded anew (`%autoreload`, `importlib.reload`), a script is run again by `%run`, or
-two texts are executed under one file name, it would silently run the block of the code before.
+When a module is loaded anew (`%autoreload`, `importlib.reload`), a script is run again by `%run`,
+or two texts are executed under one file name, it would silently run the block of the code before.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class Blocks(dict[Any, Any]):
         if text := "".join(linecache.getlines(name)):
             self.sources[name] = text
 
-    def refresh_cells(self) -> None:
-        """Read again all that is no module's: cells, scripts run by `%run`."""
-        for name in list(self.sources):
-            if self.specs.get(name) is None:
-                self.refresh(name)
+    def forget(self, filename: str | None = None) -> None:
+        """Have `filename` read again before the next new block of it; see `forget` below."""
+        for name, spec in list(self.specs.items()):
+            if name == filename or (filename is None and spec is None):
+                del self.specs[name]
 
     def pin(self, package: str) -> None:
         """Keep the text of a package's modules as they are loaded now."""
@@ -107,10 +107,7 @@ def forget(filename: str | None = None) -> None:
     scripts. Modules that were loaded anew are noticed by themselves.
     """
     for blocks in _INSTALLED:
-        if filename is None:
-            blocks.refresh_cells()
-        else:
-            blocks.refresh(filename)
+        blocks.forget(filename)
 
 
 def _watch_notebook(blocks: Blocks) -> None:
@@ -122,7 +119,7 @@ def _watch_notebook(blocks: Blocks) -> None:
         return
 
     def before(*_: Any) -> None:
-        blocks.refresh_cells()
+        blocks.forget()
         _reload_whole(shell)
 
     shell.events.register("pre_run_cell", before)
