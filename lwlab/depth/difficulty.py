@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from lwlab.depth.erasure import answer_positions
 from lwlab.depth.scores import depth_score, layer_weights
@@ -98,17 +97,17 @@ def deepening(
     questions within each level. Raises BadInput for a single level.
     """
     w = layer_weights(effects, statistic).sel(form=form)
-    level = w.level.values.astype(float)
-    groups = [np.flatnonzero(level == x) for x in np.unique(level)]
-    if len(groups) < 2:
+    level, s, rows = (x.astype(float) for x in (w.level.values, w.skipped.values, w.values))
+    levels = np.unique(level)
+    if len(levels) < 2:
         raise BadInput("one level of difficulty has no slope; give questions of at least two")
-    s, rows = w.skipped.values.astype(float), w.values.astype(float)
-
-    def slope(index: Sequence[NDArray[np.intp]]) -> float:
-        total = np.array([rows[i].mean(0) for i in index])
-        return float(np.polyfit(np.unique(level), total @ s / total.sum(1), 1)[0])
-
     rng = np.random.default_rng(seed)
-    draws = [slope([rng.choice(g, len(g)) for g in groups]) for _ in range(n)]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(slope(groups), float(low), float(high))
+    centre, drawn = [], []
+    for x in levels:
+        mine = rows[level == x]
+        total = mine[rng.integers(0, len(mine), (n, len(mine)))].mean(1)
+        centre.append(mine.mean(0) @ s / mine.mean(0).sum())
+        drawn.append(total @ s / total.sum(1))
+    slopes = np.polyfit(levels, np.column_stack([centre, np.stack(drawn)]), 1)[0]
+    low, high = np.quantile(slopes[1:], [0.025, 0.975])
+    return Estimate(float(slopes[0]), float(low), float(high))

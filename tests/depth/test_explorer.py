@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_hand import TEXT
+from depth_by_hand import TEXT
 
 from lwlab.depth import skip_effects
 from lwlab.depth.explorer import SkipExplorer, bars_svg

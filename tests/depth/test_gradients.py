@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from by_hand import hooked
+from depth_by_hand import hooked
 
 from lwlab.depth import integrated_gradients
 from lwlab.errors import BadInput, MissingSite, UnknownName

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from by_hand import TEXT, hooked
+from depth_by_hand import TEXT, hooked
 
 import lwlab as lw
 from lwlab import results
