@@ -71,8 +71,8 @@ def _told(error: Exception) -> str:
 
 def _slack(model: Model, check: str) -> float:
     """Half-precision weights round each sum, and kernels round in their own ways; allow for it."""
-    if check == "logits":
-        return 0.0
+    if check == "logits" and model.device.type == "cpu":
+        return 0.0  # elsewhere some kernels do not repeat themselves bit for bit
     if model.dtype in (torch.float32, torch.float64):
         return 1.0
     return 2000.0 if check == "kernel" else 300.0

@@ -38,12 +38,12 @@ class Block(nn.Module):
 
 
 class Toy(nn.Module):
-    def __init__(self, scale: float = 1.0, d: int = 8) -> None:
+    def __init__(self, scale: float = 1.0, d: int = 8, vocabulary: int = 20) -> None:
         super().__init__()
-        self.embed = nn.Embedding(20, d)
+        self.embed = nn.Embedding(vocabulary, d)
         self.layers = nn.ModuleList(Block(d, scale) for _ in range(3))
         self.norm = nn.LayerNorm(d)
-        self.head = nn.Linear(d, 20)
+        self.head = nn.Linear(d, vocabulary)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embed(ids)
@@ -150,6 +150,13 @@ def test_without_an_example_sublayers_stay_unclaimed() -> None:
         lw.cache(model, features, "attn_out")
     checked = lw.wrap(module, example=features)
     assert lw.cache(checked, features, "attn_out").attn_out.shape == (1, 3, 4, 8)
+
+
+def test_unequal_prompts_need_a_model_that_takes_a_mask() -> None:
+    model = lw.wrap(Toy(vocabulary=100), tokenizer=toys.tokenizer())
+    assert lw.cache(model, ["the dog", "a cat"], "resid_post").sizes["position"] == 2
+    with pytest.raises(BadInput, match="takes no attention mask: give prompts of equal length"):
+        lw.cache(model, ["the dog", "the dog saw"], "resid_post")
 
 
 def test_a_bare_sequence_of_blocks_is_enough() -> None:
