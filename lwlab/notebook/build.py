@@ -70,9 +70,9 @@ def build(
 def freeze(nb: Any) -> Any:
     """Drop from an executed notebook what only a live kernel can show, and bake pictures in.
 
-    Widget state and live views go (their static form stays); a chart gets a PNG, as code hosts and
-    readers without JupyterLab show nothing else; memory addresses and run timings go, as they
-    change from run to run.
+    Widget state and live views go (their static form stays); a chart becomes a PNG, which code
+    hosts and untrusting readers show too, at half the size of a run's own pictures; memory
+    addresses and run timings go, as they change from run to run.
     """
     nb.metadata.pop("widgets", None)
     nb.metadata.pop("papermill", None)
@@ -90,10 +90,16 @@ def freeze(nb: Any) -> Any:
                     data.pop("text/html", None)  # hosts prefer HTML, then strip its colours
             if "text/plain" in data:
                 data["text/plain"] = _ADDRESS.sub("", data["text/plain"])
-    return bake(nb)
+    for cell in bake(nb, scale=1.0).cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                for mime in (VEGALITE, VEGA):
+                    output.data.pop(mime, None)
+                    output.metadata.pop(mime, None)
+    return nb
 
 
-def bake(nb: Any) -> Any:
+def bake(nb: Any, scale: float = 2.0) -> Any:
     """Add a PNG to every chart output of `nb` that has none (in place); return `nb`.
 
     A chart that cannot be drawn stays without one; the gate of committed notebooks names it.
@@ -102,15 +108,15 @@ def bake(nb: Any) -> Any:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if (VEGALITE in data or VEGA in data) and "image/png" not in data:
-                scale = 2.0
+                drawn = scale
                 try:
-                    if len(png := _draw(data, scale)) > _MAX_PNG:
-                        png = _draw(data, scale := 1.0)
+                    if len(png := _draw(data, drawn)) > _MAX_PNG:
+                        png = _draw(data, drawn := 1.0)
                 except ValueError:
                     continue
                 data["image/png"] = base64.b64encode(png).decode()
                 # bytes 16 to 24 of a PNG are its width and height
-                width, height = (int(v / scale) for v in struct.unpack(">II", png[16:24]))
+                width, height = (int(v / drawn) for v in struct.unpack(">II", png[16:24]))
                 output.metadata["image/png"] = {"width": width, "height": height}
     return nb
 

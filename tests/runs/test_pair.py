@@ -86,8 +86,9 @@ def test_a_built_notebook_keeps_nothing_that_only_a_kernel_can_show(
     assert json.loads(built[1])["metadata"]["lwlab"]["id"] == "toy"
 
 
-def test_a_built_chart_carries_a_picture(built: tuple[Path, str]) -> None:
-    (chart,) = [o for o in outputs(built[1]) if VEGALITE in o.get("data", {})]
+def test_a_built_chart_is_a_picture(built: tuple[Path, str]) -> None:
+    assert not any(VEGALITE in o.get("data", {}) for o in outputs(built[1]))
+    (chart,) = [o for o in outputs(built[1]) if "image/png" in o.get("data", {})]
     png = base64.b64decode(chart["data"]["image/png"])
     assert png.startswith(b"\x89PNG")
     assert 0 < chart["metadata"]["image/png"]["height"] < 1000
