@@ -124,6 +124,8 @@ class SkipExplorer(ipywidgets.VBox):
     def _moved(self, _change: Any) -> None:
         self._name_token()
         self.map.guard(lambda: self.map.update(self._picture()))
+        if self.map.picked and not self.map.error:
+            self.map.pick(self.map.picked["row"], self.map.picked["column"])  # say it anew
 
     def _name_token(self) -> None:
         self._token.value = f"t is the token {self.words[self.t]!r}"

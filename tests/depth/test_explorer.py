@@ -48,6 +48,9 @@ def test_a_picked_cell_says_what_it_means_and_marks_its_layers(toy: Any) -> None
     assert f"{value:.0%}" in explorer.map.answer
     assert explorer.bars.value != before
     assert explorer.bars.value.count("#d55e00") == 4  # two layers in two charts
+    explorer.show("current")
+    value = float(explorer.map.array()[0, 0, 2])
+    assert f"{value:.0%}" in explorer.map.answer, "another mode, another sentence"
     explorer.map.pick(2, 0)
     assert "cannot reach" in explorer.map.answer
 
