@@ -1,4 +1,4 @@
-"""The metric from the last stream, projected on answers alone: most of a vocabulary is not asked."""
+"""The metric from the last stream, projected on the answers alone, not on the vocabulary."""
 
 from __future__ import annotations
 

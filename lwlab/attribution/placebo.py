@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import xarray as xr
 
 from lwlab.attribution.pairs import COMPONENTS, Pair, Values
 from lwlab.errors import BadInput
+from lwlab.models import wrap
 from lwlab.models.model import Model
 from lwlab.models.sites import Address
 from lwlab.tasks.base import Task
@@ -107,3 +109,25 @@ def shuffled_labels(task: Task) -> Task:
         answer_sets=task.answer_sets[rows],
         foil_sets=task.foil_sets[rows],
     )
+
+
+def untrained(model: Model, *, layers: int | None = None, seed: int = 0) -> Model:
+    """Return a model of the same architecture, width and tokenizer with random weights.
+
+    Weights are drawn as transformers starts a training run, by `seed`; `layers` makes it shorter,
+    at most as deep as the model. Raises BadInput for a model that transformers did not make.
+    """
+    import transformers
+
+    config = copy.deepcopy(getattr(model.module, "config", None))
+    if not isinstance(model.module, transformers.PreTrainedModel) or config is None:
+        raise BadInput(f"{model.name} was not made by transformers, so it cannot be made again")
+    depth = min(layers or model.n_layers, model.n_layers)
+    config.num_hidden_layers = depth
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:depth]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        blank = type(model.module)(config)
+    blank = blank.to(model.device, model.dtype).eval()
+    return wrap(blank, tokenizer=model.tokenizer, name=f"{model.name}, untrained")

@@ -9,6 +9,7 @@ import pytest
 import torch
 import xarray as xr
 
+import lwlab as lw
 from lwlab import stats
 from lwlab.attribution import Pair, agreement, gain, placebo, relp
 from lwlab.errors import BadInput, UnknownName
@@ -170,3 +171,25 @@ def test_shuffled_labels_ask_for_another_pairs_names(toy_ioi: Any) -> None:
         placebo.shuffled_labels(task.subset([0, 1]))
     with pytest.raises(BadInput, match="one size"):
         placebo.shuffled_labels(task.subset([0, 1, 2]))
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "gemma2", "qwen2", "gpt_neox"])
+def test_an_untrained_model_is_of_the_same_kind_and_knows_nothing(arch: str, toy: Any) -> None:
+    model = toy(arch)
+    state = torch.get_rng_state()
+    blank = placebo.untrained(model, layers=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (blank.n_layers, blank.d_model, blank.d_vocab) == (2, model.d_model, model.d_vocab)
+    assert placebo.untrained(model).n_layers == 3
+    assert blank.name == f"{arch}, untrained"
+    same = [dict(placebo.untrained(model, seed=s).module.named_parameters()) for s in (0, 0, 1)]
+    key = next(k for k in same[0] if k.endswith("weight") and same[0][k].std() > 0)
+    assert torch.equal(same[0][key], same[1][key])
+    assert not torch.equal(same[0][key], same[2][key])
+    assert not torch.equal(same[0][key], model.module.get_parameter(key))
+
+
+def test_only_a_transformers_model_can_be_made_again() -> None:
+    model = lw.wrap(torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3))), check=False)
+    with pytest.raises(BadInput, match="not made by transformers"):
+        placebo.untrained(model)
