@@ -25,15 +25,28 @@ _LAZY: dict[str, str] = {
     "generate": "lwlab.tracing",
     "logit_diff": "lwlab.tasks",
     "claim": "lwlab.claims",
-    "save": "lwlab.results",
     "open": "lwlab.results",
 }
 _MODULES = (
-    "attribution", "charts", "claims", "depth", "errors", "models", "results", "runs", "stats",
-    "tasks", "tracing", "widgets",
+    "attribution",
+    "charts",
+    "claims",
+    "depth",
+    "errors",
+    "models",
+    "results",
+    "runs",
+    "stats",
+    "tasks",
+    "tracing",
+    "widgets",
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import xarray as xr
+
     from lwlab import (
         attribution,
         charts,
@@ -51,7 +64,7 @@ if TYPE_CHECKING:
     from lwlab.claims import claim
     from lwlab.models import Anatomy, Model, Tokens
     from lwlab.models.loading import load, wrap
-    from lwlab.results import open, save
+    from lwlab.results import open
     from lwlab.tasks import logit_diff
     from lwlab.tracing.chain import chain
     from lwlab.tracing.generate import generate
@@ -59,7 +72,16 @@ if TYPE_CHECKING:
     from lwlab.tracing.rules import rules
     from lwlab.tracing.write import ablate, patch
 
-__all__ = ["__version__", *sorted(_LAZY), *_MODULES]
+__all__ = ["__version__", "save", *sorted(_LAZY), *_MODULES]
+
+
+def save(result: xr.DataArray | xr.Dataset, path: str | Path) -> Path:
+    """Save a labelled result with its provenance (see `lwlab.results.save`)."""
+    # Not lazy like the rest: nnsight mounts `.save` on every object, modules included, and a name
+    # that is found never reaches __getattr__.
+    from lwlab.results import save as write
+
+    return write(result, path)
 
 
 def __getattr__(name: str) -> Any:

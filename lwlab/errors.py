@@ -43,5 +43,6 @@ def suggest(name: str, options: Iterable[str], limit: int = 12) -> str:
     known = sorted(set(options))
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    shown = ", ".join(known[:limit]) + (f", ... ({len(known)} in all)" if len(known) > limit else "")
+    shown = ", ".join(known[:limit])
+    shown += f", ... ({len(known)} in all)" if len(known) > limit else ""
     return f"{hint} Available: {shown or 'none'}."

@@ -156,3 +156,18 @@ def test_httpx_anyio_and_fastapi_work_beside_lwlab(order: str, said: dict[str, s
 @pytest.mark.parametrize("order", UNGUARDED)
 def test_without_the_guard_they_break(order: str, said: dict[str, str]) -> None:
     assert "TypeError: Attribute 'save' is missing its type annotation" in said[order]
+
+
+def test_saving_a_result_works_after_nnsight_has_put_save_on_every_object() -> None:
+    code = """
+import tempfile, os
+import lwlab as lw
+from lwlab.tracing._nnsight import nnsight
+nnsight()
+import xarray as xr
+path = os.path.join(tempfile.mkdtemp(), "a.nc")
+lw.save(xr.DataArray([1.0, 2.0], dims="layer"), path)
+print(lw.open(path).values.tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split("\n")[0] == "[1.0, 2.0]", done.stderr

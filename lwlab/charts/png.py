@@ -1,7 +1,8 @@
-"""PNG bytes with the standard library: pictures small enough to commit."""
+"""PNG bytes: pictures small enough to commit."""
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 
@@ -37,3 +38,17 @@ def squeeze(png: bytes) -> bytes:
             kept.append(_chunk(kind, body))
     packed = _chunk(b"IDAT", zlib.compress(zlib.decompress(pixels), 6))
     return _START + b"".join(kept) + packed + _chunk(b"IEND", b"")
+
+
+def small(png: bytes) -> bytes:
+    """Store `png` with a palette of 256 colours: exact for pictures that have no more of them.
+
+    Charts have few colours; what is lost is shades of anti-aliasing. Two to three times smaller.
+    """
+    from PIL import Image
+
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as picture:
+        few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(out, "PNG", optimize=True)
+    return min(out.getvalue(), png, key=len)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lwlab._quick import quick_imports
-from lwlab.charts.png import squeeze
+from lwlab.charts.png import small, squeeze
 from lwlab.errors import RunError
 from lwlab.notebook.engine import Outcome, Progress, run_notebook
 from lwlab.notebook.source import file_stem, load, read_header, source_hash
@@ -71,7 +71,7 @@ def freeze(nb: Any) -> Any:
     """Drop from an executed notebook what only a live kernel can show, and bake pictures in.
 
     Widget state and live views go (their static form stays); a chart becomes a PNG, which code
-    hosts and untrusting readers show too, at half the size of a run's own pictures; memory
+    hosts and untrusting readers show too, with a palette, to be small; memory
     addresses and run timings go, as they change from run to run.
     """
     nb.metadata.pop("widgets", None)
@@ -90,9 +90,11 @@ def freeze(nb: Any) -> Any:
                     data.pop("text/html", None)  # hosts prefer HTML, then strip its colours
             if "text/plain" in data:
                 data["text/plain"] = _ADDRESS.sub("", data["text/plain"])
-    for cell in bake(nb, scale=1.0).cells:
+    for cell in bake(nb, scale=1.5).cells:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
+                png = small(base64.b64decode(output.data["image/png"]))
+                output.data["image/png"] = base64.b64encode(png).decode()
                 for mime in (VEGALITE, VEGA):
                     output.data.pop(mime, None)
                     output.metadata.pop(mime, None)

@@ -352,3 +352,16 @@ charts.enable()
 print("rfc3987_syntax" in sys.modules, "altair" in sys.modules)
 """
     assert run_python(code).splitlines() == ["[]", "False True"]
+
+
+def test_a_small_picture_keeps_its_colours_and_never_grows():
+    from PIL import Image
+
+    from lwlab.charts import png
+
+    few = np.zeros((40, 60, 3), np.uint8)
+    few[:20, :30], few[20:, 30:] = (31, 119, 180), (255, 127, 14)
+    made = png.small(png.encode(few))
+    assert (np.asarray(Image.open(io.BytesIO(made)).convert("RGB")) == few).all()
+    many = np.arange(64 * 64 * 3, dtype=np.uint32).reshape(64, 64, 3).astype(np.uint8)
+    assert len(png.small(png.encode(many))) <= len(png.encode(many))

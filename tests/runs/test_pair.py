@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 from toybooks import CLAIM, HEADER, Toy
 
+from lwlab.charts.png import encode
 from lwlab.errors import BadInput, RunError
 from lwlab.notebook import (
     bake,
@@ -257,7 +259,9 @@ def test_a_source_without_header_cannot_be_built(toy: Toy) -> None:
 
 
 def test_freezing_prefers_the_picture_of_a_widget() -> None:
-    data = {WIDGET: {}, "text/plain": "map", "text/html": "<b>map</b>", "image/png": "aaaa"}
+    dot = encode(np.zeros((1, 1, 3), np.uint8))
+    data = {WIDGET: {}, "text/plain": "map", "text/html": "<b>map</b>"}
+    data["image/png"] = base64.b64encode(dot).decode()
     out = nbformat.v4.new_output("display_data", data=data)
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[out])])
     freeze(nb)
