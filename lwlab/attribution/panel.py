@@ -29,9 +29,10 @@ _MEANING = {
 class RulePanel(ipywidgets.VBox):
     """Four switches, one a rule; each run of the model takes the corrupt prompts back through them.
 
-    The map shows RelP under the chosen rules, with the exact effect a click on its name away, on
-    one colour scale; under it, Pearson's r with the exact map for each component. Picking a cell
-    compares the two there. A setting seen before comes at once.
+    The map shows RelP under the chosen rules (from the token before the first changed one), with
+    the exact effect a click on its name away, on one colour scale; under it, Pearson's r with the
+    exact map for each component. Picking a cell compares the two there. A setting seen before
+    comes at once.
     """
 
     def __init__(
@@ -109,7 +110,11 @@ class RulePanel(ipywidgets.VBox):
 
     def _picture(self) -> xr.DataArray:
         c = str(self.component.value)
-        two = [x.sel(component=c) for x in (self.scores(), self.exact.mean("prompt"))]
+        active = slice(max(self.pair.begin - 1, 0), None)  # nothing can happen before
+        two = [
+            x.sel(component=c).isel(position=active)
+            for x in (self.scores(), self.exact.mean("prompt"))
+        ]
         name = f"RelP: {self._label()}"
         both = xr.concat(two, "map", coords="minimal", compat="override").assign_coords(
             map=[name, "exact"]

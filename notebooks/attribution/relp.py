@@ -476,9 +476,10 @@ compare(
 
 # %%
 compare(
-    "beats-atp-by-rank", "resid_pre", "atp", "> 0", pin="not reproduced", kind="active", rank=True,
-    statement="RelP also leads by Spearman's rank correlation, residual stream, active cells",
-    note="AtP shrinks saturated effects but keeps their order; RelP mends their size",
+    "beats-atp-by-rank", "mlp_out", "atp", "> 0", pin="not reproduced", kind="active", rank=True,
+    statement="RelP also leads by Spearman's rank correlation, MLP outputs, active cells",
+    note="RelP mends the size of the large, saturated effects; the many small ones the gradient "
+    "ranks better",
 )  # fmt: skip
 
 # %%

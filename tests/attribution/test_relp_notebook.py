@@ -31,4 +31,4 @@ def test_exact_claims_hold_on_another_architecture(arch: str, tmp_path: Path) ->
 
 def test_an_architecture_without_rules_stops_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(NotebookFailed, match="no backward rules for this architecture: mixture"):
-        execute("relp", {"model": folder("mixtral", tmp_path), "n": 4}, tmp_path / "out", html=False)
+        execute("relp", {"model": folder("mixtral", tmp_path)}, tmp_path / "out", html=False)
