@@ -88,19 +88,17 @@ def _array(
     scoped = layers is not None
     at = [Address(site)] if layers is None else [Address(site, i) for i in layers]
     parts = [trace.values[a] for a in at]
-    parts = [part.to(parts[0].device) for part in parts]
     dims = spec.dims if parts[0].ndim == len(spec.dims) + 1 else loose_dims(parts[0].ndim)
+    dims = ("prompt", "layer", *dims) if scoped else ("prompt", *dims)
+    data = torch.stack([x.to(parts[0].device) for x in parts], 1) if scoped else parts[0]
     coords: dict[str, Any] = {"layer": layers} if layers is not None else {}
-    along = [d for d in ("position", "query") if d in dims]
-    columns = {parts[0].shape[dims.index(d) + 1] for d in along}
-    if tokens is not None and columns == {tokens.ids.shape[1]}:
-        for axis in (dims.index(d) + 1 for d in along):
-            parts = [_take(own_positions(x, tokens, axis), tokens, positions, axis) for x in parts]
+    along = [dims.index(d) for d in ("position", "query") if d in dims]
+    if tokens is not None and {data.shape[axis] for axis in along} == {tokens.ids.shape[1]}:
+        for axis in along:
+            data = _take(own_positions(data, tokens, axis), tokens, positions, axis)
         coords |= position_coords(tokens, positions)
         coords |= {"query": coords["position"]} if "query" in dims else {}
-    data = torch.stack(parts, 1) if scoped else parts[0]
-    all_dims = ("prompt", "layer", *dims) if scoped else ("prompt", *dims)
-    return label(data, all_dims, coords, name=site, site=site, meaning=spec.meaning)
+    return label(data, dims, coords, name=site, site=site, meaning=spec.meaning)
 
 
 def _take(x: torch.Tensor, tokens: Tokens, positions: list[int] | None, axis: int) -> torch.Tensor:
@@ -152,7 +150,7 @@ def _apart(arrays: dict[str, xr.DataArray]) -> dict[str, xr.DataArray]:
     out = {}
     for name, array in arrays.items():
         own = {d: f"{d}.{name}" for d, n in array.sizes.items() if n != usual[d]}
-        out[name] = array.rename(own)
+        out[name] = array.rename(own) if own else array
     return out
 
 
@@ -177,8 +175,10 @@ def dataset(
     z = logits_array(trace, positions)
     if z is not None:
         arrays["logits"] = z.drop_attrs()
-    out = xr.Dataset(_apart(arrays))
-    tokens = trace.batch.tokens
-    if tokens is not None:
-        out = out.assign_coords(text=("prompt", list(tokens.texts)))
-    return out.assign_attrs(provenance(model, **attrs))
+    arrays = _apart(arrays)
+    # One run labelled them all, so nothing is to be aligned: hand over bare variables.
+    coords: dict[Any, Any] = {k: c.variable for a in arrays.values() for k, c in a.coords.items()}
+    if trace.batch.tokens is not None:
+        coords["text"] = ("prompt", list(trace.batch.tokens.texts))
+    variables = {name: array.variable for name, array in arrays.items()}
+    return xr.Dataset(variables, coords, provenance(model, **attrs))
