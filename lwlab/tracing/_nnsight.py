@@ -81,6 +81,7 @@ def wrap(module: nn.Module, tokenizer: Any = None) -> Any:
             return ns.NNsight(module)
         # Left to itself it knows no task for a bare encoder, and wants masked text for a masked LM.
         generates = getattr(module, "can_generate", bool)()
+        generates &= not getattr(module.config, "is_encoder_decoder", False)
         task = "text-generation" if generates else "feature-extraction"
         return ns.TransformersModel(module, tokenizer=tokenizer, task=task)
 

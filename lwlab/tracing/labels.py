@@ -60,30 +60,30 @@ def positions_of(tokens: Tokens | None, positions: int | Iterable[int] | None) -
     return wanted
 
 
-def site_arrays(
+def site_variables(
     trace: Trace, site: str, layers: list[int], positions: list[int] | None
-) -> dict[str, xr.DataArray]:
-    """Label one site of a trace: {site: (prompt, [layer,] ...)}.
+) -> dict[str, xr.Variable]:
+    """Name the axes of one site of a trace: {site: (prompt, [layer,] ...)}.
 
     Layers that differ in shape cannot share an array: they come one by one, {"resid_post.3":
     (prompt, channel.resid_post.3, ...)}.
     """
     if SITES[site].scope == "model":
-        return {site: _array(trace, site, None, positions)}
+        return {site: _variable(trace, site, None, positions)}
     shapes = {trace.values[Address(site, i)].shape for i in layers}
     if len(shapes) == 1:
-        return {site: _array(trace, site, layers, positions)}
+        return {site: _variable(trace, site, layers, positions)}
     out = {}
     for i in layers:
-        one = _array(trace, site, [i], positions).squeeze("layer", drop=True)
-        names = {d: f"{d}.{site}.{i}" for d in one.dims if d != "prompt"}
-        out[f"{site}.{i}"] = one.rename(names).rename(f"{site}.{i}")
+        one = _variable(trace, site, [i], positions).isel(layer=0)
+        dims = [d if d == "prompt" else f"{d}.{site}.{i}" for d in one.dims]
+        out[f"{site}.{i}"] = xr.Variable(dims, one.data, one.attrs)
     return out
 
 
-def _array(
+def _variable(
     trace: Trace, site: str, layers: list[int] | None, positions: list[int] | None
-) -> xr.DataArray:
+) -> xr.Variable:
     spec, tokens = SITES[site], trace.batch.tokens
     scoped = layers is not None
     at = [Address(site)] if layers is None else [Address(site, i) for i in layers]
@@ -91,14 +91,11 @@ def _array(
     dims = spec.dims if parts[0].ndim == len(spec.dims) + 1 else loose_dims(parts[0].ndim)
     dims = ("prompt", "layer", *dims) if scoped else ("prompt", *dims)
     data = torch.stack([x.to(parts[0].device) for x in parts], 1) if scoped else parts[0]
-    coords: dict[str, Any] = {"layer": layers} if layers is not None else {}
     along = [dims.index(d) for d in ("position", "query") if d in dims]
     if tokens is not None and {data.shape[axis] for axis in along} == {tokens.ids.shape[1]}:
         for axis in along:
             data = _take(own_positions(data, tokens, axis), tokens, positions, axis)
-        coords |= position_coords(tokens, positions)
-        coords |= {"query": coords["position"]} if "query" in dims else {}
-    return label(data, dims, coords, name=site, site=site, meaning=spec.meaning)
+    return label(data, dims, site=site, meaning=spec.meaning).variable
 
 
 def _take(x: torch.Tensor, tokens: Tokens, positions: list[int] | None, axis: int) -> torch.Tensor:
@@ -140,17 +137,17 @@ def logits_array(trace: Trace, positions: list[int] | None) -> xr.DataArray | No
     )
 
 
-def _apart(arrays: dict[str, xr.DataArray]) -> dict[str, xr.DataArray]:
-    """Give an array a dimension of its own where it differs in size from most others.
+def _apart(variables: dict[str, xr.Variable]) -> dict[str, xr.Variable]:
+    """Give a variable a dimension of its own where it differs in size from most others.
 
     A picture's patches are embedded before the class token joins them: position.embed.
     """
-    seen = Counter(pair for array in arrays.values() for pair in array.sizes.items())
+    seen = Counter(pair for v in variables.values() for pair in v.sizes.items())
     usual = {d: n for (d, n), _ in sorted(seen.items(), key=lambda item: (item[1], item[0][1]))}
     out = {}
-    for name, array in arrays.items():
-        own = {d: f"{d}.{name}" for d, n in array.sizes.items() if n != usual[d]}
-        out[name] = array.rename(own) if own else array
+    for name, v in variables.items():
+        dims = [d if n == usual[d] else f"{d}.{name}" for d, n in v.sizes.items()]
+        out[name] = xr.Variable(dims, v.data, v.attrs)
     return out
 
 
@@ -165,20 +162,34 @@ def dataset(
     **attrs: object,
 ) -> xr.Dataset:
     """Gather labelled sites and logits, and those of `values` as `<site>_value`, in a Dataset."""
-    arrays: dict[str, xr.DataArray] = {}
+    variables: dict[str, xr.Variable] = {}
     for s in sites:
         if s != "logits":
-            arrays |= site_arrays(trace, s, layers, positions)
+            variables |= site_variables(trace, s, layers, positions)
             if values is not None:
-                there = site_arrays(values, s, layers, positions)
-                arrays |= {f"{name}_value": array for name, array in there.items()}
+                there = site_variables(values, s, layers, positions)
+                variables |= {f"{name}_value": v for name, v in there.items()}
     z = logits_array(trace, positions)
     if z is not None:
-        arrays["logits"] = z.drop_attrs()
-    arrays = _apart(arrays)
-    # One run labelled them all, so nothing is to be aligned: hand over bare variables.
-    coords: dict[Any, Any] = {k: c.variable for a in arrays.values() for k, c in a.coords.items()}
-    if trace.batch.tokens is not None:
-        coords["text"] = ("prompt", list(trace.batch.tokens.texts))
-    variables = {name: array.variable for name, array in arrays.items()}
+        variables["logits"] = z.drop_attrs().variable
+    variables = _apart(variables)
+    coords = _coords(variables, trace.batch.tokens, layers, positions)
     return xr.Dataset(variables, coords, provenance(model, **attrs))
+
+
+def _coords(
+    variables: dict[str, xr.Variable],
+    tokens: Tokens | None,
+    layers: list[int],
+    positions: list[int] | None,
+) -> dict[str, Any]:
+    sizes = {d: n for v in variables.values() for d, n in v.sizes.items()}
+    coords: dict[str, Any] = {"layer": layers} if "layer" in sizes else {}
+    if tokens is None:
+        return coords
+    coords["text"] = ("prompt", list(tokens.texts))
+    along = position_coords(tokens, positions)
+    if sizes.get("position") == len(along["position"]):
+        coords |= along
+        coords |= {"query": along["position"]} if "query" in sizes else {}
+    return coords
