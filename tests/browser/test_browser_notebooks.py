@@ -78,6 +78,7 @@ def test_the_skip_explorer_runs_the_model_for_a_new_mode_and_t(lab):
     page.get_by_role("button", name="current", exact=True).click()
     expect(output).to_contain_text("Skip, current", timeout=30_000)
     page.get_by_role("button", name="future", exact=True).click()
+    expect(output).to_contain_text("tokens before t =", timeout=30_000)
     before = int(re.search(r"tokens before t = (\d+)", output.inner_text()).group(1))
     slider = page.get_by_role("slider").first
     slider.focus()
