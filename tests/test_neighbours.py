@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import pytest
 
 pytest.importorskip("fastapi")
+pytestmark = pytest.mark.xdist_group("neighbours")  # one worker: they share what is slow to start
 
 # Steps by name. `load` is the way of a user; `bare` is nnsight as anyone may import it.
 STEPS = """

@@ -25,6 +25,8 @@ import pytest
 import lwlab as lw
 from lwlab.notebook.engine import run_notebook
 
+pytestmark = pytest.mark.xdist_group("contexts")  # one worker: they share what is slow to start
+
 # What every context runs: the same model, the same numbers.
 CALLS = '''
 import lwlab as lw
