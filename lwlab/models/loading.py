@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from lwlab.models.accept import accept
 from lwlab.models.anatomy import Anatomy
 from lwlab.models.model import Model, Prompts
 from lwlab.tracing import _nnsight, pattern
+
+# transformers builds models under process-wide switches (meta device, skipped initialisation): two
+# threads at it at once leave weights without data.
+_BUILDING = threading.Lock()
 
 
 def load(
@@ -169,7 +174,7 @@ def _transformers(local: Any, dtype: torch.dtype, device_map: Any) -> tuple[nn.M
     else:
         auto = tf.AutoModel
     kwargs = {} if device_map is None else {"device_map": device_map}
-    with _quiet():
+    with _BUILDING, _quiet():
         module = auto.from_pretrained(local.path, dtype=dtype, **kwargs)
     tokenizer = None
     if local.kind != "vision":

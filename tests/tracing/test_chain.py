@@ -174,9 +174,10 @@ def test_the_stream_of_each_step_is_labelled(toy: Toy) -> None:
 def test_a_sequence_that_cannot_run_is_refused_before_the_run(
     name: str, layers: Any, says: str, toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = toy(name)
     monkeypatch.setattr(engine, "batch", None)
     with pytest.raises(BadInput, match=says):
-        lw.chain(toy(name), "the dog", layers)
+        lw.chain(model, "the dog", layers)
 
 
 def test_chain_of_the_default_model_is_the_model(smollm2: lw.Model) -> None:

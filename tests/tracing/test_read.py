@@ -222,11 +222,12 @@ def test_a_metric_must_give_one_number_a_prompt(metric: Any, says: str, toy: Toy
 def test_a_metric_of_the_wrong_shape_is_refused_before_the_run(
     toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    gpt2, bert = toy("gpt2"), toy("bert")
     monkeypatch.setattr(engine, "_trace", None)  # running would fail
     with pytest.raises(BadInput, match=r"returned \(2, 100\)"):
-        lw.grads(toy("gpt2"), PROMPTS[:2], lambda z: z, "resid_pre")
+        lw.grads(gpt2, PROMPTS[:2], lambda z: z, "resid_pre")
     with pytest.raises(BadInput, match="bert has no logits"):
-        lw.grads(toy("bert"), PROMPTS[:2], lambda z: z[:, 0], "resid_pre")
+        lw.grads(bert, PROMPTS[:2], lambda z: z[:, 0], "resid_pre")
 
 
 def test_what_cannot_be_read_is_refused_before_the_run(

@@ -275,9 +275,10 @@ def test_a_vision_model_is_patched_in_the_same_way(toy: Toy) -> None:
 def test_a_value_that_does_not_fit_is_refused_before_the_run(
     value: Any, says: str, toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = toy("gpt2")
     monkeypatch.setattr(engine, "_trace", None)  # running would fail
     with pytest.raises(BadInput, match=says) as caught:
-        lw.patch(toy("gpt2"), PAIR, {"resid_pre.1": value})
+        lw.patch(model, PAIR, {"resid_pre.1": value})
     assert "resid_pre.1" in str(caught.value)
 
 
