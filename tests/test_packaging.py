@@ -66,6 +66,9 @@ def test_version_is_said_once() -> None:
     assert f"version: {PROJECT['version']}" in (ROOT / "CITATION.cff").read_text()
 
 
+OURS = {"lwlab", "lwlab_widgets", "lwlab_kernels"}
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_notebooks_scripts_and_types(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)]
@@ -79,26 +82,28 @@ def test_the_wheel_holds_notebooks_scripts_and_types(tmp_path: Path) -> None:
         "lwlab/_notebooks/attribution/relp.ipynb",
         "lwlab_widgets/py.typed",
         "lwlab_widgets/static/heatmap.js",
+        "lwlab_kernels/py.typed",
     ):
         assert needed in names, f"{needed} is not in the wheel"
-    strays = {n.split("/")[0] for n in names} - {"lwlab", "lwlab_widgets"}
+    strays = {n.split("/")[0] for n in names} - OURS
     assert all(s.endswith(".dist-info") for s in strays), strays
 
 
-OPTIONAL = {"datasets", "zarr", "jupyterlab", "jupyter_client", "IPython", "traitlets"}
+# triton comes with PyTorch's CUDA builds, and there is no GPU to use it on without one
+OPTIONAL = {"datasets", "zarr", "jupyterlab", "jupyter_client", "IPython", "traitlets", "triton"}
 
 
 def test_what_is_imported_is_declared() -> None:
     declared = {n.lower().replace("_", "-") for n in NEEDS}
     where = packages_distributions()
-    for path in [*(ROOT / "lwlab").rglob("*.py"), *(ROOT / "widgets").rglob("*.py")]:
+    for path in (p for d in ("lwlab", "widgets", "kernels") for p in (ROOT / d).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names: list[str] = []
             if isinstance(node, ast.Import):
                 names = [a.name for a in node.names]
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 names = [node.module or ""]
-            for top in {n.split(".")[0] for n in names} - OPTIONAL - {"lwlab", "lwlab_widgets"}:
+            for top in {n.split(".")[0] for n in names} - OPTIONAL - OURS:
                 if top in sys.stdlib_module_names:
                     continue
                 owners = {d.lower().replace("_", "-") for d in where.get(top, [top])}
