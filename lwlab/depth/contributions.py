@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import xarray as xr
 
-from lwlab.depth.blocks import one_by_one
 from lwlab.depth.skips import PAPER, require_writes
 from lwlab.errors import BadInput
 from lwlab.models.model import Model, Prompts
@@ -16,6 +15,7 @@ from lwlab.models.sites import Address
 from lwlab.models.tokens import Tokens
 from lwlab.results import label, provenance
 from lwlab.tracing import engine, labels
+from lwlab.tracing.blocks import one_by_one
 
 _FLOOR = 1e-6
 _PARTS = ("attention", "mlp", "layer", "stream")

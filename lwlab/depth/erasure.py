@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import xarray as xr
 
-from lwlab.depth.blocks import Blocks, capture, check_replayable, one_by_one
 from lwlab.depth.skips import PAPER
 from lwlab.errors import BadInput
 from lwlab.models.model import Model, Prompts
@@ -17,6 +16,7 @@ from lwlab.models.tokens import Tokens
 from lwlab.results import label, provenance
 from lwlab.tracing import engine, labels
 from lwlab.tracing._nnsight import lock
+from lwlab.tracing.blocks import Blocks, capture, check_replayable, one_by_one
 
 
 def token_erasure(

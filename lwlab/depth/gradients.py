@@ -8,13 +8,13 @@ from typing import Literal, get_args
 import torch
 import xarray as xr
 
-from lwlab.depth.blocks import Blocks, capture, check_replayable
 from lwlab.depth.erasure import answer_positions, token_coords
 from lwlab.depth.skips import PAPER, require_writes
 from lwlab.errors import BadInput, UnknownName, suggest
 from lwlab.models.model import Model
 from lwlab.results import label, provenance
 from lwlab.tracing._nnsight import lock
+from lwlab.tracing.blocks import Blocks, capture, check_replayable
 
 Part = Literal["layer", "attention", "mlp"]
 # Gauss-Lobatto nodes and weights on [0, 1]: they hold both ends, so one pass gives F there too.

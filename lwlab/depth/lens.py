@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 import xarray as xr
 
-from lwlab.depth.blocks import CELLS, one_by_one
 from lwlab.errors import BadInput
 from lwlab.models.model import Model, Prompts
 from lwlab.models.sites import Address
 from lwlab.results import label, provenance
 from lwlab.tracing import engine, labels
 from lwlab.tracing._nnsight import lock
+from lwlab.tracing.blocks import CELLS, one_by_one
 
 
 def lens_distance(

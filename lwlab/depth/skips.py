@@ -15,12 +15,12 @@ import numpy as np
 import torch
 import xarray as xr
 
-from lwlab.depth.blocks import Blocks, capture, check_replayable, together
 from lwlab.errors import BadInput, UnknownName, suggest
 from lwlab.models.model import Model, Prompts
 from lwlab.models.tokens import Tokens
 from lwlab.results import label, provenance
 from lwlab.tracing._nnsight import lock
+from lwlab.tracing.blocks import Blocks, capture, check_replayable, together
 
 Mode = Literal["current", "future", "local"]
 Part = Literal["layer", "attention", "mlp"]

@@ -12,8 +12,8 @@ from depth_by_hand import TEXT, hooked
 import lwlab as lw
 from lwlab import results
 from lwlab.depth import skip_effects
-from lwlab.depth.blocks import capture
 from lwlab.errors import BadInput, MissingSite, UnknownName
+from lwlab.tracing.blocks import capture
 
 ARCHS = ("llama", "gpt2", "gemma2", "gpt_neox")
 
