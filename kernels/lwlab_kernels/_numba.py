@@ -1,0 +1,93 @@
+"""What the Numba kernels share: compiler settings, and the two functions that let loops vectorise.
+
+Import this from a `cpu.py` only: it imports numba.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+FAST: dict[str, Any] = {
+    "cache": True,
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"nnan", "ninf", "nsz", "contract", "reassoc", "arcp"},
+}
+"""Settings for loops that have seen to NaN and inf beforehand."""
+
+SAFE: dict[str, Any] = {**FAST, "fastmath": {"nsz", "contract"}}
+"""Settings for loops in which NaN and inf may occur and must survive."""
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def rint(typingctx: Any, x: Any) -> Any:
+    """Round to the nearest integer, ties to even: one instruction, where np.rint is a call."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = args[0].type
+        name = {"float": "llvm.rint.f32", "double": "llvm.rint.f64"}[str(kind)]
+        function = builder.module.globals.get(name)
+        if function is None:
+            function = ir.Function(builder.module, ir.FunctionType(kind, [kind]), name)
+        return builder.call(function, args)
+
+    if isinstance(x, types.Float):
+        return x(x), codegen
+    return None
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _as_float(typingctx: Any, i: Any) -> Any:
+    """The float32 whose bits are the int32 `i`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    if i == types.int32:
+        return types.float32(types.int32), codegen
+    return None
+
+
+_LOG2E = np.float32(1.4426950408889634)
+# ln 2 in two parts, so that x - n ln 2 keeps its low bits (Cody and Waite).
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_LOWEST = np.float32(-87.0)
+_BIAS = np.int32(127)
+_C = tuple(np.float32(1.0 / f) for f in (5040.0, 720.0, 120.0, 24.0, 6.0, 2.0))
+_ONE = np.float32(1)
+
+
+@numba.njit(inline="always", **{**FAST, "cache": False})  # type: ignore[untyped-decorator]
+def exp32(x: Any) -> Any:
+    """e^x for float32 x <= 88, about 1e-7 relative; below -87 it is e^-87 (1.6e-38).
+
+    x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor polynomial; 2^n by the exponent's bits.
+    Loops that call this vectorise, where those that call libm's exp do not.
+    """
+    x = max(x, _LOWEST)
+    n = rint(x * _LOG2E)
+    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+    p = _C[0]
+    p = p * r + _C[1]
+    p = p * r + _C[2]
+    p = p * r + _C[3]
+    p = p * r + _C[4]
+    p = p * r + _C[5]
+    p = p * r + _ONE
+    p = p * r + _ONE
+    return p * _as_float((np.int32(n) + _BIAS) << np.int32(23))
+
+
+def array(t: torch.Tensor) -> np.ndarray[Any, Any]:
+    """A C-contiguous numpy view of a CPU tensor, float32 where it was half or bfloat16."""
+    t = t.detach()
+    if t.is_floating_point() and t.element_size() < 4:
+        t = t.float()
+    return t.contiguous().numpy()
