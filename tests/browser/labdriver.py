@@ -109,7 +109,7 @@ class Watched:
 
     def _request(self, request: Any) -> None:
         if not request.url.startswith(
-            ("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:", "about:")
+            ("http://127.0.0.1", "ws://127.0.0.1", "file:", "data:", "blob:", "about:")
         ):
             self.outside.append(request.url)
 
