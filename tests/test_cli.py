@@ -92,7 +92,10 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "HEAVY []" in done.stdout
-    commands = ("list", "models", "fetch", "run", "report", "new", "doctor", "lab", "notebooks")
+    commands = (
+        "list", "run", "report", "new", "gallery", "models", "fetch", "doctor", "lab", "bench",
+        "notebooks",
+    )  # fmt: skip
     for command in commands:
         assert f" {command} " in done.stdout
 

@@ -19,7 +19,7 @@ HELP = """
 import runpy, sys
 sys.argv = ["lwlab", "--help"]
 try:
-    runpy.run_module("lwlab.cli", run_name="__test__")["main"]()
+    runpy.run_module("lwlab.cli.app", run_name="__test__")["main"]()
 except SystemExit as end:
     assert not end.code
 """
