@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lwlab.notebook import record
 from lwlab.notebook.build import bake, build, freeze
 from lwlab.notebook.engine import Failure, Outcome, Progress, run_notebook
 from lwlab.notebook.gate import is_stale, problems
@@ -19,5 +20,5 @@ from lwlab.notebook.source import (
 __all__ = [
     "DOOR", "Failure", "Header", "Outcome", "Parameter", "Progress", "bake", "build", "file_stem",
     "freeze", "is_stale", "load", "parameters", "parse_header", "problems", "read_header",
-    "run_notebook", "source_hash", "validate",
+    "record", "run_notebook", "source_hash", "validate",
 ]  # fmt: skip

@@ -12,7 +12,9 @@ from typing import Any
 from lwlab._quick import quick_imports
 from lwlab.charts.png import small, squeeze
 from lwlab.errors import RunError
+from lwlab.notebook import record
 from lwlab.notebook.engine import Outcome, Progress, run_notebook
+from lwlab.notebook.parameters import parameters
 from lwlab.notebook.source import file_stem, load, read_header, source_hash
 from lwlab.paths import write_atomic
 
@@ -28,6 +30,8 @@ def build(
     py: Path, *, timeout: float | None = None, progress: Progress | None = None
 ) -> tuple[Path, Outcome]:
     """Execute a py:percent source and write its frozen `.ipynb` beside it, atomically.
+
+    What the run used and cost (`record.facts`) stands in its metadata, under `lwlab.run`.
 
     Parameters
     ----------
@@ -60,7 +64,9 @@ def build(
         raise RunError(f"{py.name} cell {f.cell}: {f.name}: {f.message}\nThe run is in {executed}")
     done = freeze(nbformat.read(executed, as_version=4))
     done.metadata = nb.metadata
-    done.metadata["lwlab"] = {**header.metadata(), "source_hash": digest}
+    values = {"model": header.model, **{p.name: p.default for p in parameters(nb) or []}}
+    facts = record.facts(values, outcome.seconds, outcome.peak_memory_mb)
+    done.metadata["lwlab"] = {**header.metadata(), "source_hash": digest, "run": facts}
     write_atomic(ipynb, nbformat.writes(done, version=4) + "\n")
     executed.unlink()
     scratch.rmdir()

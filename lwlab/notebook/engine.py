@@ -35,7 +35,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run went: status is 'ok', 'failed', 'timeout', 'dead' or 'interrupted'."""
+    """How a run went: status is 'ok', 'failed', 'timeout', 'memory', 'dead' or 'interrupted'."""
 
     status: str
     seconds: float
@@ -50,6 +50,7 @@ def run_notebook(
     parameters: Mapping[str, Any] | None = None,
     cwd: Path | None = None,
     timeout: float | None = None,
+    memory_mb: float | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Execute `nb` and write it to `output` after every cell, so that a partial run is kept.
@@ -61,6 +62,8 @@ def run_notebook(
     cwd : working directory of the kernel.
     timeout : seconds for the whole run, the kernel's start included; at the limit the running cell
         is interrupted (its traceback is kept), and killed if it does not stop.
+    memory_mb : megabytes (2**20 bytes) the kernel may hold, looked at ten times a second; it is
+        killed above them, so that it cannot take the machine's other work with it.
     progress : see `Progress`.
 
     Returns
@@ -79,7 +82,7 @@ def run_notebook(
     failure: Failure | None = None
     status = "ok"
     start = time.perf_counter()
-    with _Watch(timeout) as watch:
+    with _Watch(timeout, memory_mb) as watch:
         try:
             papermill.execute_notebook(
                 _literal(output), _literal(output), parameters=dict(parameters or {}),
@@ -106,6 +109,12 @@ def run_notebook(
             message=f"still running at the limit of {timeout:g} s",
         )  # fmt: skip
         status = "timeout"
+    if watch.crowded and status != "ok":
+        failure = replace(
+            failure or place.failure("", ""), name="MemoryLimit",
+            message=f"held {watch.peak / 2**20:.0f} MB, over the limit of {memory_mb:.0f} MB",
+        )  # fmt: skip
+        status = "memory"
     seconds = time.perf_counter() - start
     return Outcome(status, round(seconds, 2), round(watch.peak / 2**20, 1), failure)
 
@@ -141,12 +150,14 @@ class _Place:
 
 
 class _Watch(threading.Thread):
-    """Follows a kernel process: its peak memory, and the run's time limit."""
+    """Follows a kernel process: its peak memory, and the run's limits."""
 
-    def __init__(self, timeout: float | None) -> None:
+    def __init__(self, timeout: float | None, memory_mb: float | None = None) -> None:
         super().__init__(name="lwlab-run-watch", daemon=True)
         self.deadline = None if timeout is None else time.monotonic() + timeout
+        self.most = None if memory_mb is None else memory_mb * 2**20
         self.expired = False
+        self.crowded = False
         self.peak = 0
         self.manager: Any = None
         self._over = threading.Event()
@@ -195,7 +206,10 @@ class _Watch(threading.Thread):
             with contextlib.suppress(psutil.Error, OSError):
                 process = psutil.Process(pid)
                 self.peak = max(self.peak, _peak_bytes(process))
-                if late and not self.expired:
+                if self.most is not None and self.peak > self.most:
+                    self.crowded = True
+                    process.kill()
+                elif late and not self.expired:
                     self.expired = True
                     self.deadline = time.monotonic() + _GRACE
                     process.send_signal(signal.SIGINT) if os.name == "posix" else process.kill()

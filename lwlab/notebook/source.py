@@ -135,6 +135,7 @@ def load(py: Path) -> Any:
 
 def source_hash(nb: Any) -> str:
     """Return a digest of everything in `nb` that its author wrote: cells, tags and header."""
-    header = {k: v for k, v in nb.metadata.get("lwlab", {}).items() if k != "source_hash"}
+    made = ("source_hash", "run")  # what building and running wrote
+    header = {k: v for k, v in nb.metadata.get("lwlab", {}).items() if k not in made}
     written = [[c.cell_type, c.source, c.metadata] for c in nb.cells]
     return hashlib.sha256(json.dumps([header, written], sort_keys=True).encode()).hexdigest()[:16]

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lwlab import __version__
 from lwlab._quick import quick_imports
 from lwlab.claims import read_claims
 from lwlab.errors import BadInput, RunError, UnknownName
@@ -28,6 +24,7 @@ from lwlab.notebook import (
     load,
     parameters,
     parse_header,
+    record,
     run_notebook,
     source_hash,
     validate,
@@ -36,7 +33,6 @@ from lwlab.paths import write_atomic
 from lwlab.runs import registry
 from lwlab.runs.html import write_html
 
-LIBRARIES = ("torch", "nnsight", "transformers", "numpy", "xarray", "altair", "papermill")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -79,9 +75,11 @@ def execute(
     out_dir: str | Path | None = None,
     *,
     timeout: float | None = None,
+    memory_mb: float | None = None,
     progress: Progress | None = None,
     typed: bool = False,
     html: bool = True,
+    pictures: bool = True,
 ) -> Run:
     """Execute a technique's notebook in a kernel of its own.
 
@@ -91,29 +89,32 @@ def execute(
     params : values for the notebook's parameters, checked before anything starts.
     out_dir : folder for the results; by default `./lwlab-runs/<id>/<date-time>`.
     timeout : seconds for the whole run.
+    memory_mb : megabytes the kernel may hold; above them it is killed.
     progress : called before each cell with its index, the number of cells and the section.
     typed : True if `params` holds text from a command line, to be read by each parameter's type.
     html : also write the notebook as a self-contained page.
+    pictures : also store charts as pictures, for readers that cannot draw them.
 
     Returns
     -------
     Run
-        With the executed notebook, its page, its claims and the path of `run.json` (versions,
-        parameters, seconds, peak megabytes of the kernel, claims).
+        With the executed notebook, its page, its claims and the path of `run.json` (parameters,
+        claims, and what `record.facts` says: versions, model and checksum, seed, hardware, cost).
+        The facts also stand in the notebook's metadata, under `lwlab.run`.
 
     Raises
     ------
     UnknownName, BadInput
         Before running: no such technique or parameter, or a value of the wrong type.
     NotebookFailed
-        A cell failed, the kernel died or the time was up; the message shows the cell.
+        A cell failed, the kernel died, or the time or memory was up; the message shows the cell.
     Interrupted
         Ctrl-C. In both cases the partial notebook and the record are kept.
     """
     quick_imports()
     import nbformat
 
-    header, nb = _open(target)
+    header, nb = open_notebook(target)
     declared = parameters(nb)
     if params and declared is None:
         raise BadInput(f"{header.id} has no cell tagged 'parameters', so it takes no parameters.")
@@ -123,18 +124,23 @@ def execute(
     notebook = folder / f"{file_stem(header.id)}.ipynb"
     digest, started = source_hash(nb), datetime.now(UTC)
 
-    outcome = run_notebook(nb, notebook, parameters=given, timeout=timeout, progress=progress)
+    outcome = run_notebook(
+        nb, notebook, parameters=given, timeout=timeout, memory_mb=memory_mb, progress=progress
+    )
+    values = effective(declared or [], given)
+    facts = record.facts({"model": header.model, **values}, outcome.seconds, outcome.peak_memory_mb)
     done = nbformat.read(notebook, as_version=4)
-    nbformat.write(bake(done), notebook)
+    done.metadata["lwlab"] = {**done.metadata.get("lwlab", {}), "run": facts}
+    text = nbformat.writes(bake(done) if pictures else done)
+    write_atomic(notebook, text + "\n")
     page = write_html(done, notebook.with_suffix(".html"), header.title) if html else None
-    values = _effective(declared or [], given)
     run = Run(
         id=header.id, status=outcome.status, model=str(values.get("model", header.model)),
         parameters=values, seconds=outcome.seconds, peak_memory_mb=outcome.peak_memory_mb,
         claims=read_claims(done), failure=outcome.failure, notebook=notebook, html=page,
         record=folder / "run.json",
     )  # fmt: skip
-    _write_record(run, header, digest, started)
+    _write_record(run, header, digest, started, facts)
     if outcome.status == "interrupted":
         raise Interrupted(_explain(run), run)
     if outcome.failure is not None:
@@ -142,7 +148,7 @@ def execute(
     return run
 
 
-def _open(target: str | Path) -> tuple[Header, Any]:
+def open_notebook(target: str | Path) -> tuple[Header, Any]:
     """Return the header and the content of a notebook; files need no header of their own."""
     path = Path(target).expanduser()
     if path.suffix not in (".py", ".ipynb"):
@@ -159,7 +165,7 @@ def _open(target: str | Path) -> tuple[Header, Any]:
             nb = nbformat.read(path, as_version=4)
         except (ValueError, AttributeError, nbformat.ValidationError) as e:
             raise BadInput(f"{path} cannot be read as a notebook: {e}") from None
-    fields = nb.metadata.get("lwlab")
+    fields = {k: v for k, v in nb.metadata.get("lwlab", {}).items() if k != "run"}
     id = path.stem.replace("_", "-")
     return (parse_header(fields, path.name) if fields else Header(id=id, title=path.stem)), nb
 
@@ -177,30 +183,25 @@ def _fresh_folder(id: str) -> Path:
     raise RunError(f"{base} has a hundred runs of this second; pass out_dir.")
 
 
-def _effective(declared: list[Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
+def effective(declared: list[Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every parameter with the value it has in a run: the given one, or its default."""
     return {p.name: given.get(p.name, p.default) for p in declared}
 
 
-def _write_record(run: Run, header: Header, digest: str, started: datetime) -> None:
-    versions = {"lwlab": __version__, "python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
+def _write_record(
+    run: Run, header: Header, digest: str, started: datetime, facts: dict[str, Any]
+) -> None:
     failure = asdict(run.failure) if run.failure else None
     if failure:
         failure["traceback"] = _ANSI.sub("", failure["traceback"])
-    record = {
+    content = {
         "id": run.id, "title": header.title, "family": header.family, "paper": header.paper,
-        "status": run.status, "model": run.model, "parameters": run.parameters,
-        "seed": run.parameters.get("seed"), "started": started.isoformat(timespec="seconds"),
-        "seconds": run.seconds, "peak_memory_mb": run.peak_memory_mb, "source_hash": digest,
-        "versions": versions, "platform": platform.platform(),
-        "threads": os.environ.get("OMP_NUM_THREADS"), "notebook": run.notebook.name,
-        "html": run.html.name if run.html else None, "failure": failure, "claims": run.claims,
+        "status": run.status, **facts, "model": run.model, "parameters": run.parameters,
+        "started": started.isoformat(timespec="seconds"), "source_hash": digest,
+        "notebook": run.notebook.name, "html": run.html.name if run.html else None,
+        "failure": failure, "claims": run.claims,
     }  # fmt: skip
-    write_atomic(run.record, json.dumps(record, indent=1, default=str) + "\n")
+    write_atomic(run.record, json.dumps(content, indent=1, default=str) + "\n")
 
 
 def _explain(run: Run) -> str:
