@@ -40,4 +40,4 @@ def batches(
         taken = {k: v.to(model.device) for k, v in inputs.items() if k in model.forward_names}
         with lock(model), torch.no_grad():
             out = model.module(**taken)
-        yield first, out.logits
+        yield first, getattr(out, "logits", out)
