@@ -23,6 +23,8 @@ _LAZY: dict[str, str] = {
     "rules": "lwlab.tracing",
     "chain": "lwlab.tracing",
     "generate": "lwlab.tracing",
+    "sweep": "lwlab.tracing",
+    "sweep_plan": "lwlab.tracing",
     "logit_diff": "lwlab.tasks",
     "claim": "lwlab.claims",
     "open": "lwlab.results",
@@ -33,6 +35,7 @@ _MODULES = (
     "claims",
     "depth",
     "errors",
+    "features",
     "models",
     "results",
     "runs",
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
         claims,
         depth,
         errors,
+        features,
         models,
         results,
         runs,
@@ -70,6 +74,7 @@ if TYPE_CHECKING:
     from lwlab.tracing.generate import generate
     from lwlab.tracing.read import cache, grads
     from lwlab.tracing.rules import rules
+    from lwlab.tracing.sweep import sweep, sweep_plan
     from lwlab.tracing.write import ablate, patch
 
 __all__ = ["__version__", "save", *sorted(_LAZY), *_MODULES]

@@ -23,6 +23,7 @@ from lwlab.depth.depth_efficiency import (
     token_erasure,
     word_problems,
 )
+from lwlab.depth.similarity import layer_angles, layer_cka
 
 __all__ = [
     "Halves",
@@ -33,6 +34,8 @@ __all__ = [
     "future_share",
     "halves",
     "integrated_gradients",
+    "layer_angles",
+    "layer_cka",
     "layer_contributions",
     "lens_distance",
     "multi_hop",
