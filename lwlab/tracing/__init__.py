@@ -7,10 +7,12 @@ from lwlab.tracing.edits import Edit
 from lwlab.tracing.generate import generate
 from lwlab.tracing.read import cache, grads
 from lwlab.tracing.rules import rules
+from lwlab.tracing.sweep import Plan, sweep, sweep_plan
 from lwlab.tracing.write import ablate, patch
 
 __all__ = [
     "Edit",
+    "Plan",
     "ablate",
     "cache",
     "chain",
@@ -20,4 +22,6 @@ __all__ = [
     "lock",
     "patch",
     "rules",
+    "sweep",
+    "sweep_plan",
 ]

@@ -157,7 +157,7 @@ def capture(model: Model, prompts: Prompts) -> Blocks:
         hooks.callback(layers[-1].register_forward_hook(after).remove)
         model.module(*data.args, **data.inputs, **engine.keep_last(model, data))
     blocks = Blocks(model, data.tokens, tuple(streams), tuple(calls))
-    _verify(blocks)
+    verify(blocks)
     return blocks
 
 
@@ -170,8 +170,11 @@ def check_replayable(model: Model) -> None:
         )
 
 
-def _verify(blocks: Blocks) -> None:
-    """Compare the first and last block, run on more rows, with what they did in the pass."""
+def verify(blocks: Blocks) -> None:
+    """Compare the first and last block, run on more rows, with what they did in the pass.
+
+    Raises BadInput where they differ: the blocks keep a state.
+    """
     with lock(blocks.model), torch.no_grad():
         for layer in {0, blocks.model.n_layers - 1}:
             again = blocks.block(layer, torch.cat([blocks.streams[layer]] * 2))
