@@ -22,9 +22,10 @@ import torch
 
 from lwlab.errors import BadInput, UnknownName, suggest
 from lwlab.models import toys
-from lwlab.models.compiled import Cut, Head, Neuron, Part, Program, Wire
+from lwlab.models.compiled import Compiled
 from lwlab.models.loading import wrap
 from lwlab.models.model import Model
+from lwlab.models.programs import Cut, Head, Neuron, Part, Program, Wire
 from lwlab.tasks.base import Task
 
 NAMES = ("induction", "duplicate", "frac_prevs", "reverse")
@@ -179,7 +180,9 @@ def frac_prevs() -> Handmade:
         (Head([], "token", "spare"), Head([], "token", "spare")),
         (Head([], "is_x", "share_x"), Head([], "is_y", "share_y")),
     )
-    marks = [Neuron({("token", ids[w]): 1}, 0, {(f"is_{c}", 0): 1}) for w, c in ((X, "x"), (Y, "y"))]
+    marks = [
+        Neuron({("token", ids[w]): 1}, 0, {(f"is_{c}", 0): 1}) for w, c in ((X, "x"), (Y, "y"))
+    ]
     show = torch.zeros(1, v)
     show[0, ids[X]] = 1
     variables = {"spare": v, **dict.fromkeys(("is_x", "is_y", "share_x", "share_y"), 1)}
@@ -216,7 +219,7 @@ def reverse() -> Handmade:
         Neuron({("separator", s): 1, ("position", p): 1}, -1, {("mirror", 2 * s - 1 - p): 1})
         for s in range(n)
         for p in range(s, n)
-        if 0 <= 2 * s - 1 - p
+        if 2 * s - 1 - p >= 0
     ]
     program = Program(
         v, n, {"separator": n, "mirror": n, "word": v, "average": v},
@@ -244,7 +247,7 @@ def _handmade(
     program: Program,
     example: Callable[[random.Random, Sequence[str]], tuple[Example, Example]],
 ) -> Handmade:
-    module = program.compile()
+    module = Compiled(program)
     tokenizer = toys.tokenizer(_vocabulary())
     model = wrap(module, module.anatomy(name), tokenizer, name=name)
     return Handmade(name, model, program, example)
