@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lwlab_kernels import attn_stats as attn_stats
+    from lwlab_kernels import fake_quant as fake_quant
     from lwlab_kernels import lens_stats as lens_stats
+    from lwlab_kernels import quant_error_table as quant_error_table
 
 _NAMES = ("attn_stats", "fake_quant", "lens_stats", "quant_error_table", "sparse_mlp")
 __all__ = [*_NAMES]

@@ -22,6 +22,8 @@ _LAZY: dict[str, str] = {
 if TYPE_CHECKING:
     from lwlab_kernels.attention import attn_stats as attn_stats
     from lwlab_kernels.lens import lens_stats as lens_stats
+    from lwlab_kernels.quant import fake_quant as fake_quant
+    from lwlab_kernels.quant import quant_error_table as quant_error_table
 
 __all__ = sorted(_LAZY)
 
