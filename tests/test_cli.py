@@ -93,7 +93,8 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "HEAVY []" in done.stdout
     commands = (
-        "list", "run", "report", "new", "gallery", "models", "fetch", "doctor", "lab", "bench",
+        "list", "run", "report", "new", "gallery", "models", "fetch", "doctor", "workshop", "lab",
+        "bench",
         "notebooks",
     )  # fmt: skip
     for command in commands:

@@ -1,12 +1,17 @@
-"""Commands on models and this machine: models, fetch, doctor, lab."""
+"""Commands on models and this machine: models, fetch, doctor, workshop, lab."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lwlab.cli.app import app, console
+from lwlab.errors import BadInput
+
+if TYPE_CHECKING:
+    from lwlab.runs.doctor import Check
 
 
 @app.command()
@@ -37,9 +42,39 @@ def doctor() -> None:
     """Say what is wrong with this installation; exits with 1 if something needed is broken."""
     from lwlab.runs.doctor import examine
 
+    _say(examine())
+
+
+@app.command()
+def workshop(
+    check: Annotated[bool, typer.Option("--check", help="Verify a classroom machine.")] = False,
+    run: Annotated[
+        bool, typer.Option("--run", help="With --check: also execute every notebook of the path.")
+    ] = False,
+    answers: Annotated[
+        bool, typer.Option("--answers", help="The instructor's page: exercises with answers.")
+    ] = False,
+) -> None:
+    """Print the two-hour workshop's path, or verify that this machine is ready for it."""
+    from rich.markdown import Markdown
+
+    from lwlab import workshop as two_hours
+
+    if run and not check:
+        raise BadInput("--run goes with --check: lwlab workshop --check --run")
+    if check:
+        _say(two_hours.check(run))
+        return
+    text = two_hours.answers() if answers else two_hours.page()
+    out = console()
+    out.print(Markdown(text) if out.is_terminal else text, markup=False, highlight=False)
+
+
+def _say(checks: Iterable[Check]) -> None:
+    """Print checks as they are made; exit with 1 if something is broken."""
     out, broken = console(), 0
     looks = {"ok": ("✓", "green"), "note": ("·", "yellow"), "bad": ("✗", "bold red")}
-    for check in examine():
+    for check in checks:
         sign, style = looks[check.state]
         broken += check.state == "bad"
         out.print(f"[{style}]{sign}[/]", end=" ")

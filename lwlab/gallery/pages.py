@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from lwlab import __version__, catalog
+from lwlab import __version__, catalog, workshop
 from lwlab.claims import ClaimTable, read_claims
 from lwlab.errors import BadInput
 from lwlab.gallery.atlas import table
@@ -60,8 +60,19 @@ def write_sources(folder: Path, runs: Iterable[Path], executed: Mapping[str, Pat
         pages.append(page)
     if not pages:
         raise BadInput("no executed notebook to show; `lwlab notebooks build` makes them.")
-    (folder / "index.md").write_text(_front(pages), encoding="utf-8")
+    classes = _workshop(folder, {p.header.id for p in pages})
+    (folder / "index.md").write_text(_front(pages, classes), encoding="utf-8")
     return pages
+
+
+def _workshop(folder: Path, shown: set[str]) -> list[str]:
+    """Write the workshop's pages, where all of its notebooks are here; return their names."""
+    if not {row["id"] for row in workshop.plan()["steps"]} - {DOOR} <= shown:
+        return []
+    pages = {"workshop": workshop.page(), "instructor": workshop.answers()}
+    for name, text in pages.items():
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    return list(pages)
 
 
 def _claims(header: Header, notebook: Path, measured: list[Entry]) -> dict[str, ClaimTable]:
@@ -159,8 +170,11 @@ def _citation(h: Header) -> str:
     return "\n".join(parts)
 
 
-def _front(pages: list[Page]) -> str:
+def _front(pages: list[Page], classes: list[str]) -> str:
     tocs = []
+    if classes:
+        names = "\n".join(classes)
+        tocs.append(f"```{{toctree}}\n:hidden:\n:caption: workshop\n\n{names}\n```")
     for family, group in groupby(pages, key=lambda p: p.header.family):
         names = "\n".join(f"{p.header.id} <{family}/{p.header.id}>" for p in group)
         tocs.append(f"```{{toctree}}\n:hidden:\n:caption: {family}\n\n{names}\n```")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lwlab import catalog, notebook
+from lwlab import catalog, notebook, workshop
 from lwlab.errors import BadInput, RunError
 from lwlab.gallery import build
 from lwlab.gallery.links import broken
@@ -34,6 +34,13 @@ def test_every_technique_has_a_page_with_its_pictures_and_the_atlas_names_every_
         assert f"href='{h.family}/{h.id}.html'" in front
     for paper in catalog.papers():
         assert f">{paper.id}<" in front, paper.id
+
+
+def test_the_workshop_has_its_page_and_the_instructor_the_answers(site: Path) -> None:
+    steps = workshop.steps()
+    assert steps[1].header.id in (site / "workshop.html").read_text()
+    instructor = (site / "instructor.html").read_text()
+    assert instructor.count("Answer 1") >= len(steps) - 1
 
 
 def test_nothing_is_asked_of_a_network_and_no_link_is_dead(site: Path) -> None:
