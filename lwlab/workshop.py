@@ -165,7 +165,7 @@ def check(run: bool = False) -> Iterator[Check]:
 
 
 def _memory(path: list[Step]) -> Check:
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     need = max(s.header.memory_mb for s in path) + SERVER_MB
     have = psutil.virtual_memory().available / 1e6
