@@ -23,6 +23,7 @@ _LAZY: dict[str, str] = {
     "rules": "lwlab.tracing",
     "chain": "lwlab.tracing",
     "generate": "lwlab.tracing",
+    "corpus_stats": "lwlab.tracing.online",
     "sweep": "lwlab.tracing",
     "sweep_plan": "lwlab.tracing",
     "logit_diff": "lwlab.tasks",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from lwlab.tasks import logit_diff
     from lwlab.tracing.chain import chain
     from lwlab.tracing.generate import generate
+    from lwlab.tracing.online import corpus_stats
     from lwlab.tracing.read import cache, grads
     from lwlab.tracing.rules import rules
     from lwlab.tracing.sweep import sweep, sweep_plan

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 import xarray as xr
 
-from lwlab.depth.rows import feature_batches, features_of
+from lwlab.tracing.rows import feature_batches, features_of
 from lwlab.errors import BadInput
 from lwlab.models.model import Model, Prompts
 from lwlab.results import label, provenance

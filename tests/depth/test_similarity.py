@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import lwlab as lw
 from lwlab.depth import similarity
-from lwlab.depth.rows import features_of
+from lwlab.tracing.rows import features_of
 from lwlab.depth.similarity import CorpusCKA, angular_distance, hsic, linear_cka
 from lwlab.errors import BadInput
 
