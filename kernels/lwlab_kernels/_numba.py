@@ -5,6 +5,8 @@ Import this from a `cpu.py` only: it imports numba.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
@@ -26,7 +28,7 @@ SAFE: dict[str, Any] = {**FAST, "fastmath": {"nsz", "contract"}}
 """Settings for loops in which NaN and inf may occur and must survive."""
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def rint(typingctx: Any, x: Any) -> Any:
     """Round to the nearest integer, ties to even: one instruction, where np.rint is a call."""
 
@@ -43,8 +45,8 @@ def rint(typingctx: Any, x: Any) -> Any:
     return None
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _as_float(typingctx: Any, i: Any) -> Any:
+@intrinsic
+def as_float(typingctx: Any, i: Any) -> Any:
     """The float32 whose bits are the int32 `i`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -64,7 +66,7 @@ _C = tuple(np.float32(1.0 / f) for f in (5040.0, 720.0, 120.0, 24.0, 6.0, 2.0))
 _ONE = np.float32(1)
 
 
-@numba.njit(inline="always", **{**FAST, "cache": False})  # type: ignore[untyped-decorator]
+@numba.njit(inline="always", **{**FAST, "cache": False})
 def exp32(x: Any) -> Any:
     """e^x for float32 x <= 88, about 1e-7 relative; below -87 it is e^-87 (1.6e-38).
 
@@ -82,7 +84,7 @@ def exp32(x: Any) -> Any:
     p = p * r + _C[5]
     p = p * r + _ONE
     p = p * r + _ONE
-    return p * _as_float((np.int32(n) + _BIAS) << np.int32(23))
+    return p * as_float(np.int32((np.int32(n) + _BIAS) << np.int32(23)))
 
 
 def array(t: torch.Tensor) -> np.ndarray[Any, Any]:
@@ -91,3 +93,18 @@ def array(t: torch.Tensor) -> np.ndarray[Any, Any]:
     if t.is_floating_point() and t.element_size() < 4:
         t = t.float()
     return t.contiguous().numpy()
+
+
+def spread(work: Callable[..., None], n: int, *args: Any) -> None:
+    """Call `work(start, stop, *args)` over 0..n, in as many threads as torch has.
+
+    `work` is compiled with nogil and its parts touch nothing in common. Plain threads, because
+    Numba's own pool must not be entered by two threads of a notebook at once.
+    """
+    threads = min(torch.get_num_threads(), n)
+    if threads <= 1:
+        work(0, n, *args)
+        return
+    edges = [i * n // threads for i in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda i: work(edges[i], edges[i + 1], *args), range(threads)))

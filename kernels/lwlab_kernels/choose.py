@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection
 from functools import cache
 from importlib.util import find_spec
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 
@@ -48,7 +48,7 @@ def choose(
         return best if usable else "torch"
     if backend not in BACKENDS:
         raise UnknownName(f"unknown backend {backend!r}{suggest(str(backend), BACKENDS)}")
-    named = cast("Backend", backend)
+    named = backend
     if named not in have:
         raise BadInput(f"backend={named!r}: this kernel has {', '.join(sorted(have))}")
     if named != "torch" and not installed(named):

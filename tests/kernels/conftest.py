@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -56,3 +57,27 @@ def interpreter() -> Callable[[str], str]:
         return done.stdout.strip().splitlines()[-1]
 
     return run
+
+
+@pytest.fixture
+def compiled() -> Callable[[Any, Mapping[str, Any]], int]:
+    """Compile a triton kernel for an H100 without one; return the machine code's bytes.
+
+    `types` gives each argument's type ("*fp32", "i32") or, for a constexpr, its value. The
+    interpreter accepts much that the compiler refuses.
+    """
+    if interpreted():
+        pytest.skip("compiling is for the process without the interpreter")
+    triton = pytest.importorskip("triton")
+
+    def compile_(kernel: Any, types: Mapping[str, Any]) -> int:
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+
+        constants = {k: v for k, v in types.items() if not isinstance(v, str)}
+        signature = {k: "constexpr" if k in constants else types[k] for k in kernel.arg_names}
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        code = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+        return len(code.asm["cubin"])
+
+    return compile_
