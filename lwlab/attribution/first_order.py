@@ -233,7 +233,7 @@ class Driver:
                 dots = dots if self.ends.width > 1 else dots.sum(2, keepdim=True)
             else:
                 at = at[..., part.columns]
-                dots = delta.flatten(2) @ g.to(delta.device).flatten(2).permute(1, 2, 0)
+                dots = delta.flatten(2) @ g.to(delta.device).transpose(0, 1).flatten(2).mT
             at[rows, :, at.shape[2] - dots.shape[2] :] += dots.cpu()
 
     def _gap(self, out: torch.Tensor, stage: Stage, target: torch.Tensor) -> torch.Tensor:

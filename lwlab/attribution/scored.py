@@ -132,6 +132,7 @@ def _label(
     attrs: dict[str, Any] = {
         "technique": name, "paper": _PAPERS.get(name, "2403.17806"), "normalised": normalise,
         "clean_metric": clean, "corrupt_metric": corrupt, "first_position": pair.begin,
+        "parallel": driver.wiring.graph.parallel,
         "completeness_gap": share, "units": "" if normalise else pair.task.metric.name,
     }  # fmt: skip
     if name == "relp":

@@ -52,7 +52,7 @@ class Wiring:
         """What each sender adds to the stream: [prompts, senders, positions, d_model], float32."""
         parts = [values[Address("resid_pre", 0)].float()[:, None]]
         for i in range(self.graph.n_layers):
-            parts.append(self._heads(i, values[Address("head_out", i)]))
+            parts.append(self.shares(i, values[Address("head_out", i)]))
             if self.graph.mlps:
                 parts.append(values[Address("mlp_out", i)].float()[:, None])
         return torch.cat(parts, 1)
@@ -63,7 +63,8 @@ class Wiring:
             return self.outputs(clean) - self.outputs(corrupt)
         return self.outputs({a: clean[a] - corrupt[a] for a in self.sends})
 
-    def _heads(self, layer: int, z: torch.Tensor) -> torch.Tensor:
+    def shares(self, layer: int, z: torch.Tensor) -> torch.Tensor:
+        """What each head of a layer adds, from head_out: [prompts, heads, positions, d_model]."""
         a = self.model.anatomy
         module = self.model.module.get_submodule((a.o_proj or "").replace("{}", str(layer)))
         w = matrix(module).unflatten(0, (self.graph.n_heads, -1))  # [head, d_head, d_model]
