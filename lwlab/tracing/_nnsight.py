@@ -111,9 +111,16 @@ def lock(model: Model | nn.Module) -> threading.RLock:
     """Return the one re-entrant lock of a torch module.
 
     nnsight's interleaving is not thread-safe, and two wrappers over one module share its state, so
-    the lock belongs to the module. Hold it around plain forwards too.
+    the lock belongs to the module. Hold it around plain forwards too. For those a Model is given:
+    BadInput where it runs remotely, because its weights are not here.
     """
     module = model if isinstance(model, nn.Module) else model.module
+    if not isinstance(model, nn.Module) and model.remote:
+        raise BadInput(
+            f"{model.name} was loaded with remote={model.remote!r}: this needs the weights here. "
+            "Remote models run lw.cache, patch, ablate, grads, chain and generate; lw.load it "
+            "without remote= for the rest"
+        )
     with _GUARD:
         if module not in _LOCKS:
             _LOCKS[module] = threading.RLock()

@@ -35,7 +35,7 @@ class Edit:
     fired: int = 0
     change: float = 0.0
     error: Exception | None = field(default=None, repr=False)
-    _sizes: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, repr=False)
+    sizes: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, repr=False)
 
     def __call__(self, site: torch.Tensor) -> torch.Tensor:
         """Return the site's tensor [prompts, positions, ...] with the part replaced."""
@@ -79,12 +79,12 @@ class Edit:
     def _measure(self, old: torch.Tensor, new: torch.Tensor) -> None:
         self.fired += 1
         with torch.no_grad():
-            self._sizes = ((new - old).float().norm(), old.float().norm())
+            self.sizes = ((new - old).float().norm(), old.float().norm())
 
     def finish(self) -> None:
         """Turn the recorded sizes into `change` (after the run: no sync is forced in it)."""
-        if self._sizes is not None:
-            moved, size = (float(x) for x in self._sizes)
+        if self.sizes is not None:
+            moved, size = (float(x) for x in self.sizes)
             self.change = moved / size if size else float(moved > 0)
 
 

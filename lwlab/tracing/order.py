@@ -26,7 +26,7 @@ def module_order(model: Model) -> Order:
 
     Raises BadInput for a model whose kind of input is unknown.
     """
-    with lock(model):
+    with lock(model.module):
         if model.module not in _KNOWN:
             _KNOWN[model.module] = _record(model)
         return _KNOWN[model.module]

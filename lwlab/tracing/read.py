@@ -113,17 +113,26 @@ def grads(
     at = labels.positions_of(data.tokens, positions)
     reads = addresses(model, wanted, chosen)
     _rehearse(model, metric, data)
-    trace = engine.run(model, data, reads, grad=True)
-    with torch.enable_grad():
-        values = scores(metric, trace.logits)
-        if not values.requires_grad:
-            raise BadInput("the metric does not depend on the logits, so it has no gradient")
-        kept = [trace.values[r] for r in reads]
-        slopes = torch.autograd.grad(values.sum(), kept, allow_unused=True)
+    if model.remote:
+        trace = engine.run(model, data, reads, grad=True, metric=_function(metric))
+        values = scores(lambda _logits: trace.scores, trace.logits)  # type: ignore[arg-type, return-value]
+        slopes = [trace.slopes[r] for r in reads]
+        depends = any(s is not None for s in slopes)
+    else:
+        trace = engine.run(model, data, reads, grad=True)
+        with torch.enable_grad():
+            values = scores(metric, trace.logits)
+            depends = values.requires_grad
+            kept = [trace.values[r] for r in reads]
+            slopes = (
+                list(torch.autograd.grad(values.sum(), kept, allow_unused=True)) if depends else []
+            )
+    if not depends:
+        raise BadInput("the metric does not depend on the logits, so it has no gradient")
     for read, slope in zip(reads, slopes):
         if slope is None:
             raise BadInput(f"the metric does not depend on {read}, so it has no gradient there")
-    gradient = engine.Trace(dict(zip(reads, slopes)), None, data)
+    gradient = engine.Trace(dict(zip(reads, slopes)), None, data)  # type: ignore[arg-type]
     out = labels.dataset(model, gradient, wanted, chosen, at, values=trace)
     out["metric"] = label(values, ("prompt",)).drop_attrs()
     return out.assign_attrs(rules="+".join(model.rules))

@@ -6,10 +6,13 @@ from typing import Literal
 
 from lwlab.errors import BadInput, UnknownName, suggest
 from lwlab.models.sites import Address
-from lwlab.tracing.sweep import resume
+from lwlab.tracing.sweep import adapter, resume, rows
+from lwlab.tracing.sweep.cost import LOCAL
 from lwlab.tracing.sweep.request import Request
 
 Engine = Literal["auto", "packed", "resume", "plain"]
+#: Sites whose value at a token is read by later tokens in the same layer.
+JOINING = ("resid_pre", "attn_in", "k", "v")
 ENGINES = ("auto", "packed", "resume", "plain")
 
 
@@ -33,12 +36,20 @@ def choose(request: Request, wanted: str) -> tuple[str, str]:
 
 def packed_refusal(request: Request) -> str | None:
     """Why the packed engine cannot serve a sweep, or None."""
-    return "not built"
+    if why := adapter.refusal(request.model):
+        return why
+    odd = [s.site for s in request.specs if s.site not in (*LOCAL, *JOINING)]
+    return f"it does not know the sites {odd}" if odd else None
 
 
 def reads(request: Request, engine: str) -> list[Address]:
     """What the unedited run must leave for an engine."""
     wanted = request.addresses()
-    if engine == "resume":
+    if engine != "plain":
         wanted += resume.streams(request.model)
+    if engine == "packed":
+        sites = rows.needs(request.model.anatomy, {s.site for s in request.specs})
+        upward = range(request.layers[0], request.model.n_layers)
+        wanted += [Address(s, i) for s in "qkv" for i in upward]
+        wanted += [Address(s, i) for s in sorted(sites - set("qkv")) for i in request.layers]
     return list(dict.fromkeys(wanted))

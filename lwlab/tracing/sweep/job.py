@@ -12,9 +12,15 @@ from numpy.typing import NDArray
 
 from lwlab.errors import BadInput, NoFiring
 from lwlab.models.sites import Address
-from lwlab.tracing.sweep import plain, resume
+from lwlab.tracing.sweep import adapter, packed, plain, resume
 from lwlab.tracing.sweep.choose import choose, reads
-from lwlab.tracing.sweep.cost import block_flops, forward_flops, resume_bytes, site_bytes
+from lwlab.tracing.sweep.cost import (
+    block_flops,
+    forward_flops,
+    packed_cost,
+    resume_bytes,
+    site_bytes,
+)
 from lwlab.tracing.sweep.observe import observe
 from lwlab.tracing.sweep.plan import Plan, rate
 from lwlab.tracing.sweep.readout import Readout, scored
@@ -58,7 +64,10 @@ class Job:
 
     def _least(self, length: int) -> int:
         """Bytes an engine needs for one cell of a prompt."""
-        return resume_bytes(self.request.model, length) if self.engine == "resume" else 0
+        model = self.request.model
+        if self.engine == "packed":
+            return packed.fixed_bytes(model) + length * packed.row_bytes(model)
+        return resume_bytes(model, length) if self.engine == "resume" else 0
 
     def _chunks(self) -> Iterator[NDArray[np.int64]]:
         """Prompt numbers, as many at a time as half the budget holds; short prompts first."""
@@ -140,8 +149,7 @@ class Job:
         with Meter(progress, len(self.chunks)) as meter:
             for prompts in self.chunks:
                 work = self.prepare(prompts, meter.tick)
-                if self.asked == "auto":
-                    self._settle(work)
+                self._settle(work)
                 if not len(work.cells):
                     meter.chunk(0)
                     continue
@@ -159,9 +167,16 @@ class Job:
             raise NoFiring("the edit returns what it is given in every cell: nothing was changed")
 
     def _engine(self, work: Work) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
+        if self.engine == "packed":
+            return packed.run(work, self._adapter())
         if self.engine == "resume":
             return resume.run(work, _some(self.request.prompts.tokens, work.prompts))
         return plain.run(work)
+
+    def _adapter(self) -> adapter.Adapter:
+        row = adapter.find(self.request.model)
+        assert row is not None
+        return adapter.Adapter(self.request.model, row)
 
     def _settle(self, work: Work) -> None:
         """Fall back to the plain engine where a faster one does not give the model's own answer."""
@@ -178,21 +193,39 @@ class Job:
                 raise BadInput(
                     f"its last stream, unembedded, is off the logits by {float(off):.2g}"
                 )
+            if self.engine == "packed":
+                try:
+                    adapter.verify(self._adapter(), base)
+                    return
+                except (BadInput, RuntimeError, TypeError, ValueError, AttributeError) as error:
+                    if self.asked != "auto":
+                        raise
+                    self.engine, self.reason = "resume", f"no packed engine: {error}"
             tokens = _some(r.prompts.tokens, work.prompts)
             for t in np.unique(base.lengths):
                 resume.opened_at(r.model, base, tokens, int(t))
         except (BadInput, RuntimeError, TypeError, ValueError) as error:
+            if self.asked != "auto":
+                raise
             self.engine, self.reason = "plain", f"not resumed: {error}"
 
     def estimate(self, work: Work) -> tuple[int, int]:
         """Rows and operations that the engine will take for a chunk's cells."""
         r, cells = self.request, work.cells
         lengths = work.base.lengths[cells.prompt]
+        if self.engine == "packed":
+            keys = np.stack([cells.spec, cells.layer, lengths, cells.position])
+            kinds, counts = np.unique(keys, axis=1, return_counts=True)
+            rows = flops = 0
+            for (j, layer, t, p), k in zip(kinds.T.tolist(), counts.tolist()):
+                each = packed_cost(r.model, r.specs[j].site, layer, t, p, self.readout.columns)
+                rows, flops = rows + k * each[0], flops + k * each[1]
+            return rows, flops
         if self.engine == "resume":
             layers = r.model.n_layers - cells.layer
-            each = {int(t): block_flops(r.model, int(t)) for t in np.unique(lengths)}
+            block = {int(t): block_flops(r.model, int(t)) for t in np.unique(lengths)}
             read = 2 * (r.model.d_model or 0) * self.readout.columns
-            flops = sum(int(n) * each[int(t)] + read for n, t in zip(layers, lengths))
+            flops = sum(int(n) * block[int(t)] + read for n, t in zip(layers, lengths))
             return int((layers * lengths).sum()), flops
         flops = sum(forward_flops(r.model, int(t), self.readout.columns) for t in lengths)
         return int(lengths.sum()), flops
@@ -202,8 +235,7 @@ class Job:
         rows = flops = naive = held = 0
         for prompts in self.chunks:
             work = self.prepare(prompts, lambda *_: None)
-            if self.asked == "auto":
-                self._settle(work)
+            self._settle(work)
             more = self.estimate(work)
             rows, flops = rows + more[0], flops + more[1]
             t = work.base.lengths[work.cells.prompt]

@@ -11,14 +11,10 @@ from numpy.typing import NDArray
 from lwlab.errors import BadInput
 from lwlab.models.sites import Address
 from lwlab.tracing.batch import batch
+from lwlab.tracing.sweep.cost import LOCAL
 from lwlab.tracing.sweep.observe import Seen, Values, observe
 from lwlab.tracing.sweep.request import Request, Spec
 from lwlab.tracing.write import _donors
-
-#: Sites whose value at a token reaches other tokens only through the next layer.
-LOCAL = frozenset(
-    ("q", "head_out", "attn_out", "resid_mid", "mlp_in", "mlp_gate", "mlp_up", "neurons", "mlp_out")
-) | {"resid_post"}
 
 
 class Replacements:
