@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lwlab_kernels import fake_quant as fake_quant
     from lwlab_kernels import lens_stats as lens_stats
     from lwlab_kernels import quant_error_table as quant_error_table
+    from lwlab_kernels import sparse_mlp as sparse_mlp
 
 _NAMES = ("attn_stats", "fake_quant", "lens_stats", "quant_error_table", "sparse_mlp")
 __all__ = [*_NAMES]

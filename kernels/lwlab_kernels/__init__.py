@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lwlab_kernels.lens import lens_stats as lens_stats
     from lwlab_kernels.quant import fake_quant as fake_quant
     from lwlab_kernels.quant import quant_error_table as quant_error_table
+    from lwlab_kernels.sparse_mlp import sparse_mlp as sparse_mlp
 
 __all__ = sorted(_LAZY)
 
