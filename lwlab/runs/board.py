@@ -63,6 +63,11 @@ class Board:
         self._at.pop(row.key, None)
         self.tell(row)
 
+    def only(self, keys: set[str]) -> None:
+        """Forget that rows were under way which are not among `keys`: their worker is gone."""
+        for key in set(self._at) - keys:
+            self.drop(key)
+
     def drop(self, key: str) -> None:
         """Forget that a row was under way: another sweep runs it."""
         self._at.pop(key, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def local(workers: int, memory_mb: float, dashboard: bool) -> Iterator[Any]:
                 "`if __name__ == '__main__':`, because each worker imports the script."
             ) from e
         try:
-            with Client(cluster) as client:
+            with Client(cluster, set_as_default=False) as client:
                 yield client
         finally:
             cluster.close()
@@ -82,6 +83,15 @@ def _refuse_inside_a_worker() -> None:
             "lwlab: sweep() was called while a worker imported this script; put the call under "
             "`if __name__ == '__main__':`."
         )
+
+
+def _knock(address: str) -> None:
+    """Open and close a plain connection: a Client that fails lingers, and complains at exit."""
+    from distributed.comm import parse_address, parse_host_port
+
+    scheme, place = parse_address(address)
+    if scheme in ("tcp", "tls"):
+        socket.create_connection(parse_host_port(place, 8786), timeout=_WAIT).close()
 
 
 @contextlib.contextmanager
@@ -98,6 +108,7 @@ def remote(address: str) -> Iterator[Any]:
     # distributed would log its own attempts at length
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
+        _knock(address)
         client = Client(address, timeout=_WAIT, set_as_default=False)
     except (OSError, ValueError, TypeError) as e:
         raise RunError(

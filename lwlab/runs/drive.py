@@ -57,21 +57,24 @@ class Drive:
             try:
                 future = self.ended.get(timeout=1.0)
             except Empty:
-                self.board.tell()
-                if self._workers():
+                if self._look():
                     seen = time.monotonic()
-                elif time.monotonic() - seen > _LONELY:
+                self.board.tell()
+                if time.monotonic() - seen > _LONELY:
                     raise self._stopped(f"no worker for {_LONELY:.0f} s") from None
                 continue
             if future.key in self.open:
                 self._end(*self.open.pop(future.key))
             if time.monotonic() - wrote > _TABLE_EVERY:
-                table.write(self.folder)
+                self._write()
                 wrote = time.monotonic()
 
-    def _workers(self) -> int:
+    def _look(self) -> int:
+        """Return the number of workers, and forget the rows that were on one that is gone."""
         try:
-            return len(self.client.nthreads())
+            at = self.client.processing()
+            self.board.only({key.split("-")[3] for keys in at.values() for key in keys})
+            return len(at)
         except (OSError, RuntimeError, ValueError) as e:
             raise self._stopped(f"the scheduler was lost ({type(e).__name__})") from None
 
@@ -97,6 +100,12 @@ class Drive:
         else:
             raise self._stopped("the scheduler was lost")
         self.board.end(rows.read_row(self.folder, task.key, found, cached=cached))
+
+    def _write(self) -> None:
+        try:
+            table.write(self.folder)
+        except OSError as e:
+            raise self._stopped(f"{self.folder} cannot be written ({e})") from e
 
     def _lost(self, task: Task, status: str, name: str, message: str) -> dict[str, Any]:
         try:
