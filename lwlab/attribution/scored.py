@@ -87,10 +87,10 @@ def study(
             name: Driver(view, pair, ends(Wiring(view), **more), asked.memory, progress)
             for name, view in views.items()
         }
-        parts = [
-            _label(pair, driver, name, asked, _run(driver, name, asked), dims, normalise)
-            for name, driver in drivers.items()
-        ]
+        parts = []
+        for name, driver in drivers.items():  # a comprehension's own frame would blur the warning
+            found = _run(driver, name, asked)
+            parts.append(_label(pair, driver, name, asked, found, dims, normalise))
     if asked.single:
         return parts[0].assign_attrs(long_name=long_name)
     out = xr.concat(
@@ -143,7 +143,7 @@ def _label(
         if asked.tolerance is not None and not attrs["converged"]:
             warnings.warn(
                 f"{name}: after {attrs['steps']} steps the scores of some prompt miss the effect "
-                f"they should add up to by {share:.1%} of it (tolerance {asked.tolerance:.1%}); "
+                f"they should add up to by {share:.3g} of it (tolerance {asked.tolerance:.3g}); "
                 "raise max_steps",
                 stacklevel=4,
             )
