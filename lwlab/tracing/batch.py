@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,13 +24,28 @@ class Batch:
     args: tuple[Any, ...] = ()
 
     def fresh(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword inputs; pictures as copies, for a model that overwrites them."""
+        """Positional and keyword inputs, as copies where a model writes into what it is given.
+
+        It does so with pictures and with keys and values of earlier tokens, to which it adds its
+        own: without a copy a second pass would read the tokens of the first one twice.
+        """
         return tuple(map(_copy, self.args)), {k: _copy(v) for k, v in self.inputs.items()}
 
 
 def _copy(value: Any) -> Any:
+    if hasattr(value, "get_seq_length"):  # a cache of keys and values
+        return _copy_cache(value)
     floats = isinstance(value, torch.Tensor) and value.is_floating_point()
     return value.clone() if floats else value
+
+
+def _copy_cache(cache: Any) -> Any:
+    layers = getattr(cache, "layers", None)
+    if not layers or not all(type(x).__name__.startswith("Dynamic") for x in layers):
+        return copy.deepcopy(cache)
+    new = copy.copy(cache)
+    new.layers = [copy.copy(x) for x in layers]  # these make new tensors when they grow
+    return new
 
 
 def batch(model: Model, prompts: Prompts) -> Batch:

@@ -122,8 +122,8 @@ class Pack:
             m, per = t - p, max(1, 4 * _TILE // t)
             for i in range(0, len(starts), per):
                 rows = self.base.index(starts[i : i + per, None] + np.arange(m))
-                before = self.base.token(prompts[i : i + per], 0)[:, None] + np.arange(p)
-                before = self.base.index(before)
+                first = self.base.token(prompts[i : i + per], 0)
+                before = self.base.index(first[:, None] + np.arange(p))
                 k = torch.cat([self.base.k[before], self.k[rows]], 1)
                 v = torch.cat([self.base.v[before], self.v[rows]], 1)
                 asks = rows[:, -1:] if last else rows
