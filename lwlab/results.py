@@ -145,6 +145,25 @@ class Lab(Generic[_R]):
             result = result.rename(result.name or "value").to_dataset()
         return cast("pd.DataFrame", result.to_dataframe().reset_index())
 
+    def interval(
+        self, over: str = "prompt", *, n: int = 2000, seed: int = 0, level: float = 0.95
+    ) -> _R:
+        """Return the mean over `over` with its bootstrap interval, along a dimension `estimate`.
+
+        See `lwlab.stats.interval`; the coordinate `group` says which prompts belong together. Of a
+        Dataset, every variable that has the dimension.
+        """
+        from lwlab.stats import interval
+
+        result: Any = self._result
+        options = {"n": n, "seed": seed, "level": level}
+        if isinstance(result, xr.DataArray):
+            return cast("_R", interval(result, over, **options))
+        found = {k: interval(v, over, **options) for k, v in result.items() if over in v.dims}
+        if not found:
+            raise BadInput(f"no variable of this result has the dimension {over!r}")
+        return cast("_R", xr.Dataset(found, attrs=result.attrs))
+
     def describe(self) -> str:
         """Say in a few lines what this is and where it comes from."""
         result = self._result

@@ -48,6 +48,59 @@ def bootstrap(
     return _interval(float(data.mean()), means, weights.shape[1], level)
 
 
+def interval(
+    values: xr.DataArray,
+    over: str = "prompt",
+    groups: Labels | None = None,
+    *,
+    n: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> xr.DataArray:
+    """Return the mean over `over` of every cell with its percentile bootstrap interval.
+
+    As `bootstrap`, for all other dimensions at once; `groups` defaults to the coordinate `group`
+    along `over`, where there is one. NaN means "no such cell for this prompt" (a position past its
+    end) and is left out; a cell with fewer than two groups left has NaN bounds. Returns the other
+    dimensions and `estimate` ("mean", "low", "high"). Raises BadInput for a dimension that is not
+    there, infinite values, or labels of another length.
+    """
+    if over not in values.dims:
+        raise BadInput(f"dimension {over!r} is not among {values.dims}; name another with `over`.")
+    if not 0 < level < 1:
+        raise BadInput(f"level is {level}; it is a fraction such as 0.95.")
+    if groups is None and "group" in values.coords and values["group"].dims == (over,):
+        groups = values["group"].values
+    moved = values.transpose(over, ...)
+    data = np.asarray(moved.values, dtype=np.float64).reshape(moved.shape[0], -1)
+    if np.isinf(data).any() or not data.size:
+        raise BadInput("the values hold infinity, or there are none.")
+    weights, member = _resamples(len(data), groups, n, seed)
+    out = np.empty((data.shape[1], 3))
+    for first in range(0, data.shape[1], 2048):
+        part = data[:, first : first + 2048]
+        there = np.isfinite(part)
+        sums, counts = _by_group(np.where(there, part, 0), member), _by_group(there * 1.0, member)
+        held = counts.sum(0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            draws = (weights @ sums) / (weights @ counts)
+            mean = sums.sum(0) / held
+        ends = (1 - level) / 2, (1 + level) / 2
+        enough = (counts > 0).sum(0) >= 2
+        bounds = np.full((2, part.shape[1]), np.nan)
+        if enough.any():
+            bounds[:, enough] = np.nanquantile(draws[:, enough], ends, axis=0)
+        out[first : first + 2048] = np.stack([mean, *bounds], 1)
+    rest = [d for d in moved.dims if d != over]
+    kept = {k: c for k, c in moved.coords.items() if over not in c.dims}
+    shape = [moved.sizes[d] for d in rest]
+    return xr.DataArray(
+        out.reshape(*shape, 3), dims=[*rest, "estimate"],
+        coords={**kept, "estimate": ["mean", "low", "high"]}, name=values.name,
+        attrs={**values.attrs, "interval_level": level, "interval_groups": weights.shape[1]},
+    )  # fmt: skip
+
+
 def pearson(a: ArrayLike, b: ArrayLike) -> float:
     """Return Pearson's r between `a` and `b`, flattened; DataArrays are aligned by dimension name.
 
