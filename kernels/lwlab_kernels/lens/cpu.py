@@ -13,16 +13,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import njit
 
-from lwlab_kernels._numba import FAST, SAFE, as_float, exp32, spread
+from lwlab_kernels._numba import (
+    FAST,
+    INF_KEY,
+    SAFE,
+    as_float,
+    exp32,
+    extremes,
+    float_bits,
+    float_key,
+    spread,
+)
 
 if TYPE_CHECKING:
     import torch
 
     from lwlab_kernels.lens.blocks import State
 
-_INF = np.int32(0x7F800000)
-_MAG = np.int32(0x7FFFFFFF)
-_SIGN = np.int32(-(2**31))
 _CHUNK = 256
 _LOWEST = np.float32(-87.0)
 
@@ -38,30 +45,12 @@ def reduce(z: torch.Tensor, first: int, columns: int, ref: int, state: State) ->
     spread(_positions, columns, z.numpy(), bits, first, columns, layers, ref, *arrays)
 
 
-@njit(inline="always", **{**FAST, "cache": False})
-def _key(b: Any) -> Any:
-    """int32 in the order of the float32 whose bits are `b`; -0 and +0 are equal."""
-    sign = np.int32(b >> np.int32(31))
-    return np.int32(((b & _MAG) ^ sign) - sign)
-
-
-@njit(**FAST)
-def _extremes(b: Any) -> Any:
-    """Highest and lowest key."""
-    high, low = np.int32(-(2**31)), np.int32(2**31 - 1)
-    for j in range(len(b)):
-        k = _key(b[j])
-        high = max(high, k)
-        low = min(low, k)
-    return high, low
-
-
 @njit(**FAST)
 def _above(b: Any, threshold: Any) -> Any:
     """How many keys are above the threshold."""
     n = np.int32(0)
     for j in range(len(b)):
-        n += np.int32(_key(b[j]) > threshold)
+        n += np.int32(float_key(b[j]) > threshold)
     return n
 
 
@@ -70,7 +59,7 @@ def _insert(b: Any, first: Any, keys: Any, ids: Any) -> Any:
     """Put what belongs there among the best: `keys` falls, equal ones in the order they came."""
     k = len(keys)
     for j in range(len(b)):
-        new = _key(b[j])
+        new = float_key(b[j])
         if new > keys[k - 1]:
             i = k - 1
             while i > 0 and new > keys[i - 1]:
@@ -157,32 +146,32 @@ def _positions(
     n, k = count.shape[1], key.shape[1]
     for c in range(start, stop):
         to = c if ref < 0 else ref * columns + c
-        to_high, to_low = _extremes(bits[to])
-        to_wrong = ref < 0 or to_high >= _INF or to_low < -_INF
+        to_high, to_low = extremes(bits[to])
+        to_wrong = ref < 0 or to_high >= INF_KEY or to_low < -INF_KEY
         for layer in range(layers):
             r = layer * columns + c
             high, low = np.int32(-(2**31)), np.int32(2**31 - 1)
             for j in range(0, width, _CHUNK):
                 chunk = bits[r, j : min(j + _CHUNK, width)]
-                chunk_high, chunk_low = _extremes(chunk)
+                chunk_high, chunk_low = extremes(chunk)
                 high, low = max(high, chunk_high), min(low, chunk_low)
                 if chunk_high > key[r, k - 1]:
                     _insert(chunk, first + j, key[r], id_[r])
-            if high >= _INF or low < -_INF:
+            if high >= INF_KEY or low < -INF_KEY:
                 wrong[r] = 1
                 continue
-            if high == -_INF:
+            if high == -INF_KEY:
                 continue
             for i in range(n):
                 # Equal logits rank by id: those before the target count from its key on.
                 split = min(max(target_id[r, i] - first, 0), width)
                 count[r, i] += _above(bits[r, :split], target[r, i] - 1)
                 count[r, i] += _above(bits[r, split:], target[r, i])
-            top = as_float(np.int32(high if high >= 0 else -high | _SIGN))
+            top = as_float(float_bits(high))
             b_, far = 0.0, 0
-            if low > -_INF and (to_wrong or r == to):
+            if low > -INF_KEY and (to_wrong or r == to):
                 s_, a_ = _sums(z[r], top)
-            elif low > -_INF and to_low > -_INF:
+            elif low > -INF_KEY and to_low > -INF_KEY:
                 s_, a_, b_ = _sums_to(z[r], z[to], top)
             else:
                 s_, a_, b_, far = _plain(z[r], z[to], np.float64(top))
