@@ -89,9 +89,13 @@ class Found:
     @classmethod
     def join(cls, parts: Sequence[Found]) -> Found:
         """Put chunks one after another."""
-        arrays = (torch.cat([getattr(p, k) for p in parts]) for k in ("scores", "gap", "steps"))
         clean, corrupt = (torch.cat([p.metrics[i].cpu() for p in parts]) for i in (0, 1))
-        return cls(*arrays, (clean, corrupt))
+        return cls(
+            torch.cat([p.scores for p in parts]),
+            torch.cat([p.gap for p in parts]),
+            torch.cat([p.steps for p in parts]),
+            (clean, corrupt),
+        )
 
 
 class Driver:
@@ -189,7 +193,7 @@ class Driver:
         way = ((torch.arange(steps) + 0.5) / steps).repeat(len(rows))
         size = max(1, int((self.memory - len(chunk.rows) * self.row) // self.item))
         start, end = chunk.corrupt[stage.at], chunk.clean[stage.at]
-        for part in torch.arange(len(items)).split(size):
+        for part in torch.split(torch.arange(len(items)), size):
             who, t = items[part], way[part].to(start)[:, None, None]
             point = torch.lerp(start[who], end[who], t)
             trace = self._slopes(chunk.rows[who], stage, [Edit(stage.at, point)])

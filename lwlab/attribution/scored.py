@@ -40,9 +40,9 @@ class Request:
 
     def __post_init__(self) -> None:
         """Check names and numbers."""
-        single = isinstance(self.technique, str)
-        self.names = [self.technique] if single else list(self.technique)  # type: ignore[list-item]
-        self.single = single
+        given = self.technique
+        self.single = isinstance(given, str)
+        self.names: list[str] = [given] if isinstance(given, str) else list(given)
         for name in self.names:
             if name not in self.known:
                 raise UnknownName(f"no technique {name!r}{suggest(str(name), self.known)}")

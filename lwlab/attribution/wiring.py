@@ -67,7 +67,8 @@ class Wiring:
         """What each head of a layer adds, from head_out: [prompts, heads, positions, d_model]."""
         a = self.model.anatomy
         module = self.model.module.get_submodule((a.o_proj or "").replace("{}", str(layer)))
-        w = matrix(module).unflatten(0, (self.graph.n_heads, -1))  # [head, d_head, d_model]
+        w = matrix(module)
+        w = w.reshape(self.graph.n_heads, -1, w.shape[1])  # [head, d_head, d_model]
         with torch.no_grad():
             share = torch.einsum("nphe,hed->nhpd", z.to(w.dtype), w)
             if a.attn_post is not None:
