@@ -22,6 +22,7 @@ _LAZY: dict[str, str] = {
     "grads": "lwlab.tracing",
     "rules": "lwlab.tracing",
     "chain": "lwlab.tracing",
+    "circuit": "lwlab.attribution.circuits",
     "generate": "lwlab.tracing",
     "corpus_stats": "lwlab.tracing.online",
     "sweep": "lwlab.tracing",
@@ -38,6 +39,7 @@ _MODULES = (
     "errors",
     "features",
     "models",
+    "quantization",
     "results",
     "runs",
     "stats",
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
         errors,
         features,
         models,
+        quantization,
         results,
         runs,
         stats,
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
         tracing,
         widgets,
     )
+    from lwlab.attribution.circuits.subgraph import circuit
     from lwlab.claims import claim
     from lwlab.models import Anatomy, Model, Tokens
     from lwlab.models.loading import load, wrap

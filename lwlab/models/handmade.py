@@ -102,7 +102,10 @@ def induction(groups: int = 1) -> Handmade:
     v, n = len(_vocabulary()) + 4, 6
     back = torch.zeros(n, n)  # position i asks for position i - 1
     back[range(1, n), range(n - 1)] = _SHARP
-    where = lambda q: Part("position", q, "position", torch.eye(n))  # noqa: E731
+
+    def where(q: torch.Tensor) -> Part:
+        return Part("position", q, "position", torch.eye(n))
+
     heads = (
         (
             Head([where(back)], "token", "previous"),
@@ -157,7 +160,8 @@ def duplicate(groups: int = 2) -> Handmade:
         (Head(finder, "token", "twice", content), Head([], "token", "average", content)),
         (Head(mover, "token", "other", content), Head([], "token", "average", content)),
     )
-    neurons = ([], [Neuron({("other", i): 1}, 0, {("spare", i): 1}) for i in range(v)])
+    idle: list[Neuron] = []
+    neurons = (idle, [Neuron({("other", i): 1}, 0, {("spare", i): 1}) for i in range(v)])
     variables = dict.fromkeys(("twice", "other", "average", "spare"), v)
     program = Program(v, n, variables, heads, neurons, {"other": _SOFT * torch.eye(v)}, groups)
 

@@ -1,10 +1,10 @@
 """Programs over named variables, which `lwlab.models.compiled` turns into a transformer's weights.
 
 A program says which variable every head and MLP reads and writes; each variable has columns of its
-own in the residual stream. What is connected to what is then known by construction. The construction follows the idea of RASP (Weiss,
-Goldberg & Yahav 2021, arXiv:2106.06981) and of its compiler Tracr (Lindner et al. 2023,
-arXiv:2301.05062): categorical variables are one-hot, `select` is a head's QK matrix, `aggregate`
-its OV matrix, a function of a variable an MLP. The code is our own.
+own in the residual stream. What is connected to what is then known by construction, which follows
+the idea of RASP (Weiss, Goldberg & Yahav 2021, arXiv:2106.06981) and of its compiler Tracr (Lindner
+et al. 2023, arXiv:2301.05062): categorical variables are one-hot, `select` is a head's QK matrix,
+`aggregate` its OV matrix, a function of a variable an MLP. The code is our own.
 """
 
 from __future__ import annotations

@@ -1,0 +1,72 @@
+"""The scale on which circuits are judged: 0 with every edge cut, 1 with none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from lwlab.attribution.circuits.cut import MEMORY, Cutter, Value
+from lwlab.attribution.circuits.graph import Bools
+from lwlab.attribution.circuits.select import Floats
+from lwlab.attribution.pairs import Pair
+from lwlab.errors import BadInput
+from lwlab.models.model import Model
+from lwlab.results import provenance
+from lwlab.stats import bootstrap
+from lwlab.tasks.base import Task
+
+Asked = Task | Pair | Cutter
+
+
+def cutter_of(model: Model, task: Asked, value: Value = "patch", memory: float = MEMORY) -> Cutter:
+    """Return the cutter given in place of a task, or a new one."""
+    if not isinstance(task, Cutter):
+        return Cutter(model, task, value, memory=memory)
+    if task.model.module is not model.module:
+        raise BadInput(f"this cutter was made with {task.model.name}, not with {model.name}")
+    return task
+
+
+class Scale:
+    """f as a function of metrics [circuits, prompts]: 0 with every edge cut, 1 with none."""
+
+    def __init__(self, cutter: Cutter) -> None:
+        """Run the model with all edges and with none; BadInput where the two score the same."""
+        exists = cutter.graph.exists
+        self.cutter = cutter
+        self.groups = cutter.pair.task.groups.numpy()
+        ends = cutter.metrics(np.stack([np.zeros_like(exists), exists])).double()
+        self.none, self.all = ends[0], ends[1]
+        self.effect = float(self.all.mean() - self.none.mean())
+        if abs(self.effect) < 1e-9:
+            raise BadInput(
+                f"{cutter.pair.task.name}: with every edge cut the metric is what it is with none "
+                f"cut ({float(self.all.mean()):.3g}), so no circuit can be told from another"
+            )
+
+    def each(self, metrics: torch.Tensor) -> torch.Tensor:
+        """Shares of the effect by prompt, whose mean is f: [circuits, prompts]."""
+        return (metrics.double() - self.none) / self.effect
+
+    def of(self, metrics: torch.Tensor) -> Floats:
+        """f of each circuit."""
+        return np.asarray(self.each(metrics).mean(1).numpy())
+
+    def run(self, tables: Bools | Sequence[Bools]) -> Floats:
+        """Run circuits and return f of each."""
+        return self.of(self.cutter.metrics(np.stack(list(tables))))
+
+    def intervals(self, metrics: torch.Tensor, seed: int = 0) -> Floats:
+        """95 % bootstrap interval of f over groups of prompts, the effect held: [circuits, 2]."""
+        shares = self.each(metrics).numpy()
+        found = [bootstrap(row, groups=self.groups, seed=seed) for row in shares]
+        return np.array([[e.low, e.high] for e in found])
+
+    def about(self, **extra: object) -> dict[str, Any]:
+        """Provenance of what was measured with this scale."""
+        ends = {"clean_metric": float(self.all.mean()), "empty_metric": float(self.none.mean())}
+        c = self.cutter
+        return provenance(c.model, c.pair.task, value=c.value, **ends, **extra)
