@@ -47,16 +47,18 @@ def pack(w: torch.Tensor, bits: int, group: int | None = None, symmetric: bool =
     scale or offset beyond float16.
     """
     from lwlab_kernels.quant import check
-    from lwlab_kernels.quant.reference import _groups, grid
+    from lwlab_kernels.quant.reference import codes, groups, levels
 
     (bits,), group = check(w, bits, group)
-    q, scale, offset, low, _ = grid(_groups(w.detach().cpu(), group), bits, symmetric)
+    x = groups(w.detach().cpu(), group)
+    scale, offset = levels(x, bits, symmetric)
     if not bool(scale.isfinite().all()):
         raise BadInput("w holds NaN, infinity, or a group whose scale or offset exceeds float16")
-    codes = (q - low).to(torch.uint8).numpy().reshape(-1)
+    q, low = codes(x, scale, offset, bits)
+    steps = (q - low).to(torch.uint8).numpy().reshape(-1)
     if symmetric and bits == 1:
-        codes = codes >> 1  # -1, 1 -> 0, 1
-    stream = np.unpackbits(codes[:, None], axis=1, count=bits, bitorder="little")
+        steps = steps >> 1  # -1, 1 -> 0, 1
+    stream = np.unpackbits(steps[:, None], axis=1, count=bits, bitorder="little")
     return Packed(
         torch.from_numpy(np.packbits(stream.reshape(-1), bitorder="little")),
         scale.squeeze(-1).half(),
