@@ -53,4 +53,4 @@ notebooks: $(VENV)/.dev  ## rebuild the notebooks whose sources changed
 check: lint test  ## what CI runs
 
 clean:  ## remove the environment and caches of this checkout (not the models)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache lwlab-runs
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache lwlab-runs lwlab-sweeps

@@ -8,6 +8,6 @@ from __future__ import annotations
 from lwlab.cli.app import app, main, notebooks_app
 
 # Imported for their commands, in the order in which `lwlab --help` lists them.
-from lwlab.cli import notebooks, models, benchmarks  # isort: skip
+from lwlab.cli import notebooks, sweeps, models, benchmarks  # isort: skip
 
-__all__ = ["app", "benchmarks", "main", "models", "notebooks", "notebooks_app"]
+__all__ = ["app", "benchmarks", "main", "models", "notebooks", "notebooks_app", "sweeps"]

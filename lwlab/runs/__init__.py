@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lwlab.runs.diff import Change, Diff, diff
 from lwlab.runs.draw import chart
 from lwlab.runs.drive import SweepStopped
 from lwlab.runs.run import Interrupted, NotebookFailed, Run, execute
@@ -10,6 +11,6 @@ from lwlab.runs.table import read as results
 from lwlab.runs.table import wide
 
 __all__ = [
-    "Interrupted", "NotebookFailed", "Run", "Sweep", "SweepInterrupted", "SweepStopped",
-    "chart", "execute", "results", "sweep", "wide",
+    "Change", "Diff", "Interrupted", "NotebookFailed", "Run", "Sweep", "SweepInterrupted",
+    "SweepStopped", "chart", "diff", "execute", "results", "sweep", "wide",
 ]  # fmt: skip

@@ -51,7 +51,7 @@ def read_axes(given: Iterable[str], declared: Sequence[Parameter]) -> dict[str, 
 
 
 def rows(
-    axes: Mapping[str, Any] | Iterable[Mapping[str, Any]], declared: Sequence[Parameter]
+    axes: Mapping[str, Any] | Iterable[Any], declared: Sequence[Parameter]
 ) -> list[dict[str, Any]]:
     """Return the checked parameter sets of a sweep, in order, the last axis varying fastest.
 

@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from html import escape
 from itertools import groupby
@@ -23,7 +23,10 @@ from lwlab.runs import registry
 
 @dataclass(frozen=True)
 class Entry:
-    """One executed notebook of a report; `status` is 'ok' where no record says otherwise."""
+    """One executed notebook of a report; `status` is 'ok' where no record says otherwise.
+
+    `facts` are what the run wrote down about itself (`lwlab.notebook.record.facts`), if it did.
+    """
 
     id: str
     family: str
@@ -38,6 +41,7 @@ class Entry:
     message: str
     claims: list[dict[str, Any]]
     notebook: Path
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def table(self) -> ClaimTable:
@@ -98,7 +102,7 @@ def collect(folders: Iterable[Path]) -> list[Entry]:
         if not folder.is_dir():
             raise BadInput(f"there is no folder {folder}.")
         for path in sorted(folder.rglob("*.ipynb")):
-            if ".ipynb_checkpoints" in path.parts or (entry := _entry(path)) is None:
+            if ".ipynb_checkpoints" in path.parts or (entry := read_entry(path)) is None:
                 continue
             key = (entry.id, entry.model)
             if key not in latest or entry.started >= latest[key].started:
@@ -106,20 +110,24 @@ def collect(folders: Iterable[Path]) -> list[Entry]:
     return sorted(latest.values(), key=lambda e: (e.family, e.id, e.model))
 
 
-def _entry(path: Path) -> Entry | None:
+def read_entry(path: Path) -> Entry | None:
     """Read one notebook, and the record beside it; None for what is not an lwlab notebook."""
     try:
         header = json.loads(path.read_text(encoding="utf-8"))["metadata"].get("lwlab", {})
     except (ValueError, KeyError, AttributeError):
         return None
     claims = read_claims(path)
-    record = _record(path)
+    facts = header.get("run", {})
+    record = {**facts, **_record(path)}
+    if facts:
+        facts = {"source_hash": header.get("source_hash"), **facts}
     if (not claims and not record) or header.get("id") == DOOR:
         return None
     failure = record.get("failure") or {}
     models = [c["model"] for c in claims if c["model"]]
     written = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
     return Entry(
+        facts={k: record.get(k, v) for k, v in facts.items()},
         id=header.get("id") or record.get("id") or path.stem.replace("_", "-"),
         family=header.get("family", ""), title=header.get("title", path.stem),
         paper=header.get("paper", ""),

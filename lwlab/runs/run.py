@@ -150,6 +150,7 @@ def execute(
 
 def open_notebook(target: str | Path) -> tuple[Header, Any]:
     """Return the header and the content of a notebook; files need no header of their own."""
+    quick_imports()
     path = Path(target).expanduser()
     if path.suffix not in (".py", ".ipynb"):
         technique = registry.find(str(target))

@@ -71,7 +71,7 @@ class Sweep:
 
 def sweep(
     target: str | Path,
-    axes: Mapping[str, Any] | Iterable[Mapping[str, Any]],
+    axes: Mapping[str, Any] | Iterable[Mapping[str, Any]] | Iterable[str],
     out_dir: str | Path | None = None,
     *,
     typed: bool = False,
@@ -131,7 +131,7 @@ def sweep(
             f"{header.id} has no cell tagged 'parameters', so there is nothing to sweep over."
         )
     if typed:
-        axes = grid.read_axes(list(axes), declared)  # type: ignore[arg-type]
+        axes = grid.read_axes(map(str, axes), declared)
     points = grid.rows(axes, declared)
     if workers is not None and workers < 1:
         raise BadInput(f"workers={workers}: at least one is needed.")
