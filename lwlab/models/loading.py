@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from lwlab.errors import BadInput
-from lwlab.models import build, discover, layouts
+from lwlab.models import build, discover, far, layouts, memory
 from lwlab.models.accept import accept
 from lwlab.models.anatomy import Anatomy
 from lwlab.models.model import Model, Prompts
 from lwlab.tracing import _nnsight, pattern
+from lwlab.tracing.remote import check as check_remote
 
 # transformers builds models under process-wide switches (meta device, skipped initialisation): two
 # threads at it at once leave weights without data.
@@ -31,6 +32,7 @@ def load(
     device_map: str | dict[str, Any] | None = None,
     stack: str | None = None,
     check: bool = True,
+    remote: bool | str = False,
 ) -> Model:
     """Load a model by name and make sure that it is what it seems.
 
@@ -40,16 +42,28 @@ def load(
     finite, the traced logits bit-equal to the plain model's, and the identities of the anatomy
     must hold on a short prompt; `model.checks` keeps the measured errors.
 
+    `remote`: True (NDIF) or the address of a server that runs NDIF: nothing but the configuration
+    and the tokenizer is loaded here, and `lw.cache`, `patch`, `ablate`, `grads`, `chain` and
+    `generate` run there. "local" packs every run as for a server and then runs it here, to find
+    out what a server would refuse.
+
     Weights are never folded or changed. Raises UnknownName, FetchError (no network and not
-    cached, damaged file), or BadInput (device, NaN weights, an architecture whose identities fail).
+    cached, damaged file), or BadInput (device, NaN weights, an architecture whose identities fail,
+    weights that do not fit into memory: with the numbers, and before they are read).
     """
+    check_remote(remote)
     if device is not None and device_map is not None:
         raise BadInput("give either device or device_map, not both")
+    if remote and (device is not None or device_map is not None):
+        raise BadInput("a remote model lies where its server put it: leave device= and device_map=")
     if device is not None:
         _check_device(device)
+    if remote and remote != "local":
+        return far.skeleton(str(name), dtype, stack, remote)
     from lwlab.models import zoo
 
     local = zoo.resolve(str(name))
+    memory.check(local, dtype, device, device_map)
     example = None
     if local.loader == "vision":
         module, tokenizer, example = _vision(local, dtype, device_map)
@@ -57,10 +71,11 @@ def load(
         module, tokenizer = _transformers(local, dtype, device_map)
     if device is not None:
         module = module.to(device)
-    return _model(
+    model = _model(
         module.eval(), None, tokenizer, stack, check,
         name=local.name, checksum=local.checksum, source=local.source, example=example,
     )  # fmt: skip
+    return far.packed(model) if remote else model
 
 
 def wrap(
@@ -156,32 +171,42 @@ def _check_device(device: str | torch.device) -> None:
         )
 
 
+def auto_class(config: Any) -> Any:
+    """The transformers class that reads a checkpoint of this configuration with all its heads."""
+    import transformers as tf
+
+    names = " ".join(config.architectures or ())
+    if config.model_type in ("t5", "mt5"):
+        return tf.AutoModelForSeq2SeqLM
+    if "ForCausalLM" in names or "LMHead" in names:
+        return tf.AutoModelForCausalLM
+    if "ForMaskedLM" in names:
+        return tf.AutoModelForMaskedLM
+    if "ForImageClassification" in names:
+        return tf.AutoModelForImageClassification
+    if "ForConditionalGeneration" in names:
+        return tf.AutoModelForCausalLM
+    return tf.AutoModel
+
+
+def tokenizer_at(path: str | Path, **options: Any) -> Any:
+    """Return the tokenizer of a folder or hub id, with a token to pad with."""
+    import transformers as tf
+
+    tokenizer = tf.AutoTokenizer.from_pretrained(path, **options)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
 def _transformers(local: Any, dtype: torch.dtype, device_map: Any) -> tuple[nn.Module, Any]:
     import transformers as tf
 
     config = tf.AutoConfig.from_pretrained(local.path)
-    names = " ".join(config.architectures or ())
-    if config.model_type in ("t5", "mt5"):
-        auto: Any = tf.AutoModelForSeq2SeqLM
-    elif "ForCausalLM" in names or "LMHead" in names:
-        auto = tf.AutoModelForCausalLM
-    elif "ForMaskedLM" in names:
-        auto = tf.AutoModelForMaskedLM
-    elif "ForImageClassification" in names:
-        auto = tf.AutoModelForImageClassification
-    elif "ForConditionalGeneration" in names:
-        auto = tf.AutoModelForCausalLM
-    else:
-        auto = tf.AutoModel
     kwargs = {} if device_map is None else {"device_map": device_map}
     with _BUILDING, _quiet():
-        module = auto.from_pretrained(local.path, dtype=dtype, **kwargs)
-    tokenizer = None
-    if local.kind != "vision":
-        tokenizer = tf.AutoTokenizer.from_pretrained(local.path)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-    return module, tokenizer
+        module = auto_class(config).from_pretrained(local.path, dtype=dtype, **kwargs)
+    return module, None if local.kind == "vision" else tokenizer_at(local.path)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,8 @@ class Model:
     `module` is the torch model, its weights untouched; `nn` is the raw nnsight model over it, for
     traces of your own; `anatomy` says which sites it has. `rules` names the backward rules in
     force (see `lw.rules`), empty for an ordinary model. `example` is a short input of the model's
-    own kind, where one was given.
+    own kind, where one was given. `remote` is what was given to `lw.load`: with True or an
+    address, `module` is a skeleton without weights, and traces run on that server.
     """
 
     name: str
@@ -38,13 +39,15 @@ class Model:
     rules: tuple[str, ...] = ()
     checks: Mapping[str, float] = field(default_factory=dict)
     example: Prompts | None = None
+    remote: bool | str = False
 
     def __repr__(self) -> str:
         a = self.anatomy
         shape = f"{a.n_layers} layers" + (f", {a.n_heads} heads" if a.n_heads else "")
         kv = f" ({a.n_kv_heads} key/value)" if a.n_kv_heads != a.n_heads else ""
         ruled = f", rules {'+'.join(self.rules)}" if self.rules else ""
-        return f"<Model {self.name}: {a.name}, {shape}{kv}, d_model {a.d_model}{ruled}>"
+        far = f", remote={self.remote!r}" if self.remote else ""
+        return f"<Model {self.name}: {a.name}, {shape}{kv}, d_model {a.d_model}{ruled}{far}>"
 
     def __reduce__(self) -> Any:
         """Refuse to be pickled, saying what to send to another process instead."""

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -84,6 +85,16 @@ def wrap(module: nn.Module, tokenizer: Any = None) -> Any:
         generates &= not getattr(module.config, "is_encoder_decoder", False)
         task = "text-generation" if generates else "feature-extraction"
         return ns.TransformersModel(module, tokenizer=tokenizer, task=task)
+
+
+def skeleton(repo: str, revision: str | None, tokenizer: Any, task: str, dtype: Any) -> Any:
+    """Return nnsight's model over modules without weights, which a server knows as `repo`."""
+    ns = nnsight()
+    if Path(repo).is_dir():  # of an id nnsight asks the hub how it is spelt
+        importlib.import_module("nnsight.modeling.huggingface")._ID_CACHE[repo] = repo
+    return ns.TransformersModel(
+        repo, revision=revision, tokenizer=tokenizer, task=task, dtype=dtype, dispatch=False
+    )
 
 
 def envoy(nn_: Any, path: str) -> Any:

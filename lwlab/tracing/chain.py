@@ -10,10 +10,13 @@ import torch
 import xarray as xr
 
 from lwlab.errors import BadInput
+from lwlab.models.anatomy import Anatomy
 from lwlab.models.model import Model, Prompts
 from lwlab.results import label, provenance
 from lwlab.tracing import engine, labels
 from lwlab.tracing._nnsight import envoy, lock, nnsight
+from lwlab.tracing.remote import sending
+from lwlab.tracing.visit import tensor_of
 from lwlab.tracing.write import kl
 
 Step = tuple[int, str]
@@ -45,8 +48,9 @@ def chain(
     data = engine.batch(model, prompts)
     keep = engine.keep_last(model, data)
     try:
-        with lock(model), torch.no_grad():
-            history, z = _run(model, data, steps, keep)
+        with lock(model.module), torch.no_grad(), sending(model) as where:
+            args, inputs = data.fresh()
+            history, z = _run(model.nn, model.anatomy, steps, args, {**inputs, **keep}, where)
     except RuntimeError as error:
         if model.kind not in ("vision", "generic"):
             raise
@@ -107,21 +111,25 @@ def parse(model: Model, layers: Sequence[int | str]) -> list[Step]:
 
 
 def _run(
-    model: Model, data: engine.Batch, steps: list[Step], keep: dict[str, Any]
+    nn_: Any,
+    anatomy: Anatomy,
+    steps: list[Step],
+    args: tuple[Any, ...],
+    inputs: dict[str, Any],
+    where: dict[str, Any],
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     save = nnsight().save
-    args, inputs = data.fresh()
-    with model.nn.trace(*args, **{**inputs, **keep}):
+    with nn_.trace(*args, **inputs, **where):
         out: dict[str, Any] = save({})
-        _visit(model, model.nn, steps, out)
+        _visit(nn_, anatomy, steps, out)
     return out["streams"], out["logits"]
 
 
-def _visit(model: Model, nn_: Any, steps: list[Step], out: dict[str, Any]) -> None:
+def _visit(nn_: Any, anatomy: Anatomy, steps: list[Step], out: dict[str, Any]) -> None:
     # Each block is asked for its arguments (masks, rotary tables) and skipped; the sequence then
     # runs out of band, and its result leaves through the last block's place.
-    path = model.anatomy.taps["resid_pre"]
-    blocks = [envoy(nn_, path.at(i)) for i in range(model.n_layers)]
+    path = anatomy.taps["resid_pre"]
+    blocks = [envoy(nn_, path.at(i)) for i in range(anatomy.n_layers)]
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     stream: Any = None
     for i, block in enumerate(blocks):
@@ -134,24 +142,24 @@ def _visit(model: Model, nn_: Any, steps: list[Step], out: dict[str, Any]) -> No
     history = [stream]
     for layer, kind in steps:
         args, kwargs = calls[layer]
-        with _only(model, layer, kind):
-            stream = engine.tensor_of(blocks[layer](stream, *args[1:], **kwargs))
+        with _only(nn_, anatomy, layer, kind):
+            stream = tensor_of(blocks[layer](stream, *args[1:], **kwargs))
         history.append(stream)
     blocks[-1].skip(stream)
-    out["streams"] = history
-    out["logits"] = engine.tensor_of(nn_.output)
+    out["streams"] = [h.detach() for h in history]
+    out["logits"] = tensor_of(nn_.output).detach()
 
 
 @contextlib.contextmanager
-def _only(model: Model, layer: int, kind: str) -> Iterator[None]:
+def _only(nn_: Any, anatomy: Anatomy, layer: int, kind: str) -> Iterator[None]:
     """Make the other sublayers of a block write nothing while inside."""
     if kind == "block":
         yield
         return
-    silent = [s for s in model.anatomy.writes if s != f"{kind}_out"]
+    silent = [s for s in anatomy.writes if s != f"{kind}_out"]
     handles = []
     for site in silent:
-        module = model.module.get_submodule(model.anatomy.taps[site].at(layer))
+        module = envoy(nn_, anatomy.taps[site].at(layer))._module
         handles.append(module.register_forward_hook(_zero))
     try:
         yield

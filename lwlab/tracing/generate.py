@@ -15,10 +15,12 @@ from lwlab.models.sites import SITES, Address
 from lwlab.models.tokens import Tokens
 from lwlab.results import label, provenance
 from lwlab.tracing import engine
-from lwlab.tracing._nnsight import lock, refuse_nested
+from lwlab.tracing._nnsight import lock, nnsight, refuse_nested
 from lwlab.tracing.batch import from_encoding
 from lwlab.tracing.edits import Edit, Value, parse_edits
 from lwlab.tracing.pattern import exposed
+from lwlab.tracing.remote import accounts, credit, sending
+from lwlab.tracing.visit import visit
 
 
 def generate(
@@ -65,9 +67,12 @@ def generate(
     pad = getattr(model.tokenizer, "pad_token_id", None)
     options.setdefault("pad_token_id", pad if pad is not None else 0)
     pattern = any(e.at.site == "attn_pattern" for e in work)
-    with lock(model), exposed(model.module, pattern), torch.no_grad():
+    with lock(model.module), exposed(model.module, pattern), torch.no_grad():
         events = engine.plan(model, [], work)
-        result = engine.guarded(work, _run, model.nn, inputs, options, events)
+        if model.remote:
+            result = _send(model, inputs, options, events, work)
+        else:
+            result = engine.guarded(work, _run, model.nn, inputs, options, events)
     engine.fired(work)
     return _label(model, tokens, result[:, tokens.ids.shape[1] :], options, work)
 
@@ -95,7 +100,7 @@ def _newest(edit: Edit) -> Any:
 
 
 def _run(
-    nn_: Any, inputs: dict[str, Any], options: dict[str, Any], events: list[Any]
+    nn_: Any, inputs: dict[str, Any], options: dict[str, Any], events: list[engine.Event]
 ) -> torch.Tensor:
     with warnings.catch_warnings():
         # An open-ended loop always leaves one request, for a step that never comes.
@@ -106,10 +111,10 @@ def _run(
         return _generate(_edited(nn_, events), inputs, options)
 
 
-def _edited(nn_: Any, events: list[Any]) -> Any:
+def _edited(nn_: Any, events: list[engine.Event]) -> Any:
     with nn_.edit() as (tracer, edited):
         for _ in tracer.iter[:]:
-            engine.visit(edited, events, engine.Reading())
+            visit(edited, events, engine.Reading())
     return edited
 
 
@@ -117,6 +122,47 @@ def _generate(edited: Any, inputs: dict[str, Any], options: dict[str, Any]) -> t
     with edited.generate(**inputs, **options) as tracer:
         result: torch.Tensor = tracer.result.save()
     return result
+
+
+def _send(
+    model: Model,
+    inputs: dict[str, Any],
+    options: dict[str, Any],
+    events: list[engine.Event],
+    edits: list[Edit],
+) -> torch.Tensor:
+    """Generate on a server: all the steps, because an edit cannot be sent but as a counted loop.
+
+    No token ends the text there (the id is none's); `_label` cuts it at the first that would have.
+    """
+    steps = int(options["max_new_tokens"])
+    options = {**options, "eos_token_id": model.d_vocab}
+    with sending(model) as where:
+        out = engine.guarded(
+            edits, _generate_far, model.nn, {**inputs, **options}, events, steps, edits, where
+        )
+    credit(edits, out["edits"])
+    ids: torch.Tensor = out["ids"]
+    return ids
+
+
+def _generate_far(
+    nn_: Any,
+    inputs: dict[str, Any],
+    events: list[engine.Event],
+    steps: int,
+    edits: list[Edit],
+    where: dict[str, Any],
+) -> dict[str, Any]:
+    save = nnsight().save
+    reading = engine.Reading()
+    with nn_.generate(**inputs, **where) as tracer:
+        out: dict[str, Any] = save({})
+        for _ in tracer.iter[:steps]:
+            visit(nn_, events, reading)
+        out["ids"] = tracer.result
+        out["edits"] = accounts(edits)
+    return out
 
 
 def _label(

@@ -24,7 +24,8 @@ _SITES = {site: i for i, site in enumerate(SITES)}
 def module_order(model: Model) -> Order:
     """Return {(module path, "input" | "output"): rank} for the modules that a forward pass runs.
 
-    Raises BadInput for a model whose kind of input is unknown.
+    Raises BadInput for a model whose kind of input is unknown. Empty for one without weights that
+    cannot be run on shapes alone (GPT-2 looks at its mask's values).
     """
     with lock(model.module):
         if model.module not in _KNOWN:
@@ -40,6 +41,9 @@ def _record(model: Model) -> Order:
             "pass example= to lw.wrap"
         )
     args, inputs = batch(model, x).fresh()
+    skeleton = any(p.is_meta for p in model.module.parameters())
+    if model.remote and skeleton:
+        inputs = {k: v.to("meta") for k, v in inputs.items() if k == "input_ids"}
     order: Order = {}
 
     def note(path: str, end: str) -> Any:
@@ -55,6 +59,10 @@ def _record(model: Model) -> Order:
             handles.append(module.register_forward_hook(note(path, "output")))
         with torch.no_grad(), exposed(model.module, "attn_pattern" in model.anatomy.taps):
             model.module(*args, **inputs)
+    except RuntimeError:
+        if not skeleton:
+            raise
+        return {}
     finally:
         for handle in handles:
             handle.remove()
@@ -64,12 +72,12 @@ def _record(model: Model) -> Order:
 def rank(model: Model, address: Address) -> tuple[int, ...]:
     """Sort key that puts addresses in the order of the forward pass.
 
-    As recorded; where no sample input is known, in the order of the vocabulary, layer by layer.
+    As recorded; where that could not be, in the order of the vocabulary, layer by layer.
     """
     tap, recorded = model.anatomy.taps[address.site], _KNOWN.get(model.module)
     if recorded is None and (sample(model) is not None):
         recorded = module_order(model)
-    if recorded is not None:
+    if recorded:
         return (recorded.get((tap.at(address.layer), tap.end), -1), _SITES[address.site])
     phase = {"embed": 0, "final_norm": 2, "logits": 2}.get(address.site, 1)
     return phase, address.layer or 0, _SITES[address.site]

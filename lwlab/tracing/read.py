@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -113,22 +113,9 @@ def grads(
     at = labels.positions_of(data.tokens, positions)
     reads = addresses(model, wanted, chosen)
     _rehearse(model, metric, data)
-    if model.remote:
-        trace = engine.run(model, data, reads, grad=True, metric=_function(metric))
-        values = scores(lambda _logits: trace.scores, trace.logits)  # type: ignore[arg-type, return-value]
-        slopes = [trace.slopes[r] for r in reads]
-        depends = any(s is not None for s in slopes)
-    else:
-        trace = engine.run(model, data, reads, grad=True)
-        with torch.enable_grad():
-            values = scores(metric, trace.logits)
-            depends = values.requires_grad
-            kept = [trace.values[r] for r in reads]
-            slopes = (
-                list(torch.autograd.grad(values.sum(), kept, allow_unused=True)) if depends else []
-            )
-    if not depends:
-        raise BadInput("the metric does not depend on the logits, so it has no gradient")
+    trace, values, slopes = (_slopes_there if model.remote else _slopes_here)(
+        model, metric, data, reads
+    )
     for read, slope in zip(reads, slopes):
         if slope is None:
             raise BadInput(f"the metric does not depend on {read}, so it has no gradient there")
@@ -136,6 +123,36 @@ def grads(
     out = labels.dataset(model, gradient, wanted, chosen, at, values=trace)
     out["metric"] = label(values, ("prompt",)).drop_attrs()
     return out.assign_attrs(rules="+".join(model.rules))
+
+
+Slopes = tuple[engine.Trace, torch.Tensor, Sequence[torch.Tensor | None]]
+_CONSTANT = "the metric does not depend on the logits, so it has no gradient"
+
+
+def _slopes_here(
+    model: Model, metric: Metric | Any, data: engine.Batch, reads: list[Address]
+) -> Slopes:
+    trace = engine.run(model, data, reads, grad=True)
+    with torch.enable_grad():
+        values = scores(metric, trace.logits)
+        if not values.requires_grad:
+            raise BadInput(_CONSTANT)
+        kept = [trace.values[r] for r in reads]
+        return trace, values, torch.autograd.grad(values.sum(), kept, allow_unused=True)
+
+
+def _slopes_there(
+    model: Model, metric: Metric | Any, data: engine.Batch, reads: list[Address]
+) -> Slopes:
+    """A server sends no graph back: the metric goes there."""
+    trace = engine.run(model, data, reads, grad=True, metric=_function(metric))
+    given = trace.scores
+    _one_each(given, 0 if trace.logits is None else len(trace.logits))
+    assert given is not None
+    slopes = [trace.slopes.get(r) for r in reads]
+    if all(s is None for s in slopes):
+        raise BadInput(_CONSTANT)
+    return trace, scores(lambda _logits: given, trace.logits), slopes
 
 
 def _rehearse(model: Model, metric: Metric | Any, data: engine.Batch) -> None:
