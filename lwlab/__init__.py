@@ -20,6 +20,7 @@ _LAZY: dict[str, str] = {
     "patch": "lwlab.tracing",
     "ablate": "lwlab.tracing",
     "grads": "lwlab.tracing",
+    "lens": "lwlab.tracing",
     "rules": "lwlab.tracing",
     "chain": "lwlab.tracing",
     "circuit": "lwlab.attribution.circuits",
@@ -32,12 +33,15 @@ _LAZY: dict[str, str] = {
     "open": "lwlab.results",
 }
 _MODULES = (
+    "activations",
+    "attention",
     "attribution",
     "charts",
     "claims",
     "depth",
     "errors",
     "features",
+    "kernels",
     "models",
     "quantization",
     "results",
@@ -54,12 +58,15 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from lwlab import (
+        activations,
+        attention,
         attribution,
         charts,
         claims,
         depth,
         errors,
         features,
+        kernels,
         models,
         quantization,
         results,
@@ -77,6 +84,7 @@ if TYPE_CHECKING:
     from lwlab.tasks import logit_diff
     from lwlab.tracing.chain import chain
     from lwlab.tracing.generate import generate
+    from lwlab.tracing.lens import lens
     from lwlab.tracing.online import corpus_stats
     from lwlab.tracing.read import cache, grads
     from lwlab.tracing.rules import rules

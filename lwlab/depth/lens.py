@@ -10,8 +10,8 @@ from lwlab.models.model import Model, Prompts
 from lwlab.models.sites import Address
 from lwlab.results import label, provenance
 from lwlab.tracing import engine, labels
-from lwlab.tracing._nnsight import lock
-from lwlab.tracing.blocks import CELLS, one_by_one
+from lwlab.tracing.blocks import one_by_one
+from lwlab.tracing.lens import look, readers
 
 
 def lens_distance(
@@ -27,7 +27,8 @@ def lens_distance(
     Both (prompt, layer, position), NaN beyond a prompt's end. Layer l is the stream *entering*
     block l, as in the paper's code; layer n_layers is what the final norm reads, where kl is 0 and
     overlap 1. Positions: `front`, `front + every`, ... The cost is one unembedding a layer and
-    position, computed one layer at a time. nostalgebraist 2020; arXiv:2505.13898.
+    position; its logits are not kept (`lw.lens` tells more of them). nostalgebraist 2020;
+    arXiv:2505.13898.
 
     Raises MissingSite for a model without an unembedding, BadInput for k or front out of range.
     """
@@ -39,7 +40,7 @@ def lens_distance(
     if int(tokens.lengths.min()) <= front:
         i = int(tokens.lengths.argmin())
         raise BadInput(f"front={front} leaves no position of {tokens.texts[i]!r:.80}")
-    model.unembed(torch.zeros(1, model.d_model or 1, device=model.device, dtype=model.dtype))
+    norm, head = readers(model)
     at = list(range(front, int(tokens.lengths.max()), every))
     n = model.n_layers
     kl = torch.full((len(tokens), n + 1, len(at)), torch.nan)
@@ -48,9 +49,12 @@ def lens_distance(
     for i, one in enumerate(one_by_one(tokens)):
         trace = engine.run(model, one, reads, logits=None)
         own = [p for p in at if p < int(tokens.lengths[i])]
-        rows = torch.cat([trace.values[r][0, own].to(model.device) for r in reads])
-        found = _compare(model, rows, len(own), k)
-        kl[i, :, : len(own)], overlap[i, :, : len(own)] = (x.view(n + 1, -1).cpu() for x in found)
+        h = torch.stack([trace.values[r][0, own].to(model.device) for r in reads])
+        found = look(model, h, norm, head, None, k, n)
+        assert found.kl is not None
+        kl[i, :, : len(own)] = found.kl.cpu()
+        same = found.ids[..., :, None] == found.ids[n, :, None, :]
+        overlap[i, :, : len(own)] = same.any(-1).sum(-1).cpu() / k
     dims = ("prompt", "layer", "position")
     coords = {"layer": list(range(n + 1)), **labels.position_coords(tokens, at)}
     out = xr.Dataset({
@@ -62,25 +66,3 @@ def lens_distance(
     return out.assign_attrs(
         provenance(model, technique="logit lens", k=k, front=front, every=every, n=len(tokens))
     )
-
-
-@torch.no_grad()
-def _compare(
-    model: Model, rows: torch.Tensor, width: int, k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """KL and overlap of each row [layers * width, d_model] with the row of its position at the end.
-
-    All layers go through the unembedding together, some rows at a time: reading its weights once
-    for each layer would take longer than multiplying with them.
-    """
-    with lock(model):
-        final = model.unembed(rows[-width:]).float().log_softmax(-1)
-        top = final.topk(k, dim=-1).indices
-        kl, shared = [], []
-        step = max(1, CELLS // final.numel()) * width
-        for part in torch.split(rows, step):
-            lens = model.unembed(part).float().log_softmax(-1).view(-1, *final.shape)
-            kl.append((lens.exp() * (lens - final)).sum(-1))
-            same = lens.topk(k, dim=-1).indices[..., :, None] == top[:, None, :]
-            shared.append(same.any(-1).sum(-1) / k)
-    return torch.cat(kl), torch.cat(shared)

@@ -5,6 +5,7 @@ from lwlab.tracing._sources import forget
 from lwlab.tracing.chain import chain
 from lwlab.tracing.edits import Edit
 from lwlab.tracing.generate import generate
+from lwlab.tracing.lens import lens
 from lwlab.tracing.read import cache, grads
 from lwlab.tracing.rules import rules
 from lwlab.tracing.sweep import Plan, sweep, sweep_plan
@@ -19,6 +20,7 @@ __all__ = [
     "forget",
     "generate",
     "grads",
+    "lens",
     "lock",
     "patch",
     "rules",

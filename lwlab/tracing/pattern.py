@@ -83,13 +83,13 @@ def prepare(module: nn.Module, anatomy: Anatomy) -> bool:
 
 
 @contextlib.contextmanager
-def exposed(module: Any, wanted: bool) -> Iterator[None]:
-    """Switch to the explicit attention while inside; the caller holds the module's lock."""
+def exposed(module: Any, wanted: bool, name: str = NAME) -> Iterator[None]:
+    """Switch to the attention function `name` while inside; the caller holds the module's lock."""
     if not wanted:
         yield
         return
     before = module.config._attn_implementation
-    module.set_attn_implementation(NAME)
+    module.set_attn_implementation(name)
     try:
         yield
     finally:

@@ -74,7 +74,7 @@ def lens_stats(
     Raises BadInput for shapes, types, devices, k or targets that do not fit, UnknownName for an
     unknown backend: before any work. Logit lens: nostalgebraist 2020.
     """
-    L, _, V = _check(h, W_U, targets, ref, k, bias, softcap, memory)
+    L, _, V = _check(h, norm, W_U, targets, ref, k, bias, softcap, memory)
     tensors = [h, targets, bias, W_U if isinstance(W_U, torch.Tensor) else None]
     double = any(t is not None and t.dtype == torch.float64 for t in tensors)
     if double and backend not in (None, "torch"):
@@ -98,6 +98,7 @@ def lens_stats(
 
 def _check(
     h: torch.Tensor,
+    norm: Head | None,
     W_U: torch.Tensor | Head,
     targets: torch.Tensor | None,
     ref: int | None,
@@ -111,6 +112,8 @@ def _check(
     if h.ndim != 3:
         raise BadInput(f"h has shape {tuple(h.shape)}; it must be [layers, positions, d_model]")
     L, T, d = h.shape
+    if norm is not None and not isinstance(norm, Norm):
+        d = norm(h.new_zeros(1, d)).shape[-1]  # OPT's projects to another width
     if isinstance(W_U, torch.Tensor):
         check_floats(W_U=W_U)
         if W_U.ndim != 2 or W_U.shape[1] != d or not len(W_U):

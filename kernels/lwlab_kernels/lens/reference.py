@@ -14,8 +14,8 @@ Head = Callable[[torch.Tensor], torch.Tensor]
 
 def streams(h: torch.Tensor, norm: Head | None, scale: float, dtype: torch.dtype) -> torch.Tensor:
     """What the unembedding reads: scale * norm(h), [L, T, d] -> [L * T, d]."""
-    x = h if norm is None else norm(h)
-    return (x.to(dtype) * scale).reshape(-1, h.shape[-1])
+    x = (h if norm is None else norm(h)).to(h.device, dtype)
+    return (x * scale).reshape(-1, x.shape[-1])
 
 
 def capped(z: torch.Tensor, softcap: float | None) -> torch.Tensor:
