@@ -15,10 +15,15 @@ README = (ROOT / "README.md").read_text()
 def test_readme_code_runs_on_the_real_model(smollm2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import lwlab as lw
 
-    monkeypatch.setattr(lw, "load", lambda name: {"smollm2-135m": smollm2}[name])
+    def load(name: str, remote: Any = False) -> Any:
+        model = {"smollm2-135m": smollm2}[name]
+        return far.packed(model) if remote else model
+
+    monkeypatch.setattr(lw, "load", load)
     scope: dict[str, Any] = {}
     for code in re.findall(r"```python\n(.*?)```", README, re.S):
         exec(code, scope)
+    assert scope["ends"].resid_post.shape == (1, 2, 1, smollm2.d_model)
     assert set(scope["streams"].data_vars) == {"resid_pre", "attn_out"}
     assert float(scope["without"].moved.max()) > 0
     assert scope["text"].text.item().startswith(" Paris")
@@ -48,7 +53,8 @@ def test_commands_in_the_readme_exist() -> None:
         c.name or c.callback.__name__.rstrip("_") for c in app.registered_commands if c.callback
     }
     known |= {g.name for g in app.registered_groups}
-    fenced = "\n".join(re.findall(r"```\n(.*?)```", README, re.S))
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", README, re.S | re.M)
+    fenced = "\n".join(text for language, text in blocks if not language)
     inline = re.findall(r"`lwlab (\w+)", README)
     for command in re.findall(r"^lwlab (\w+)", fenced, re.M) + inline:
         assert command in known, f"README names `lwlab {command}`"
