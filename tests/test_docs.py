@@ -14,6 +14,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_readme_code_runs_on_the_real_model(smollm2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import lwlab as lw
+    from lwlab.models import far
 
     def load(name: str, remote: Any = False) -> Any:
         model = {"smollm2-135m": smollm2}[name]
