@@ -23,7 +23,8 @@ app.add_typer(notebooks_app, name="notebooks")
 def main() -> None:
     """Run the command line; an lwlab error prints its message and exits with 2."""
     if os.name == "posix":  # end a run's kernel, and keep its notebook, on `kill` as on Ctrl-C
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        # not by raising SIGINT, which a background job of a script ignores
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except LwlabError as e:
