@@ -60,12 +60,14 @@ def run(
     only: Sequence[str] = (),
     where: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    partial: Callable[[report.Report], None] = lambda _: None,
 ) -> report.Report:
     """Run the cases of one definition and return its report.
 
     `only` keeps the cases whose id is given; `rounds` overrides the cases' own. A case whose ways
-    disagree is reported as failed with the difference, and the others still run. Raises UnknownName
-    for a name or case that is none, and BadInput outside a checkout.
+    disagree, or that raises, is reported as failed with the reason, and the others still run;
+    `partial` is called with the report so far after each. Raises UnknownName for a name or case
+    that is none, and BadInput outside a checkout.
     """
     import torch
 
@@ -92,6 +94,9 @@ def run(
                 out["absent"][id] = str(why)
             except Unequal as why:
                 out["cases"][id] = {"title": id, "failed": str(why)}
+            except Exception as why:
+                out["cases"][id] = {"title": id, "failed": f"{type(why).__name__}: {why}"}
+            partial(out)
     finally:
         torch.set_num_threads(before)
     return out

@@ -45,9 +45,9 @@ class Way:
 
     `run` takes nothing and returns the result (or `Timed`). `limit` marks the arithmetic or the
     reading that no way can avoid, such as the bare matrix product: it is not compared. `scale`
-    multiplies its time, for a way that does a part of the work (25 of 420 cells: 420 / 25);
-    `compare` maps its result to what the subject's is compared with; `tolerance` overrides the
-    case's.
+    multiplies its time, for a way that does a part of the work (25 of 420 cells: 420 / 25).
+    `compare` maps its result (after the case's own `compare`, unless `raw`) to what is compared,
+    `part` does so with what the subject gave; `tolerance` overrides the case's.
     """
 
     run: Callable[[], Any]
@@ -56,6 +56,8 @@ class Way:
     note: str = ""
     checked: bool = True
     compare: Callable[[Any], Any] | None = None
+    part: Callable[[Any], Any] | None = None
+    raw: bool = False
     tolerance: float | None = None
 
 
@@ -109,7 +111,7 @@ def check(case: Case) -> dict[str, float]:
     def seen(name: str) -> Any:
         value = ways[name].run()
         value = value.result if isinstance(value, Timed) else value
-        value = case.compare(value) if case.compare else value
+        value = case.compare(value) if case.compare and not ways[name].raw else value
         mine = ways[name].compare
         return mine(value) if mine and name != case.subject else value
 
@@ -117,7 +119,7 @@ def check(case: Case) -> dict[str, float]:
     for name, way in ways.items():
         if name == case.subject or way.limit or not way.checked:
             continue
-        out[name] = difference(seen(name), truth)
+        out[name] = difference(seen(name), way.part(truth) if way.part else truth)
         allowed = case.tolerance if way.tolerance is None else way.tolerance
         if not out[name] <= allowed:
             raise Unequal(

@@ -140,9 +140,9 @@ def publish(report: Report, document: Path) -> Path:
 
 
 def verdict(report: Report) -> str:
-    """Return "met", "missed", "unequal" or "INCONCLUSIVE": the worst over all targets."""
+    """Return "met", "missed", "failed" or "INCONCLUSIVE": the worst over all cases and targets."""
     found = {w["verdict"] for c in report["cases"].values() for w in c.get("ways", ())
              if "verdict" in w}  # fmt: skip
     if any(c.get("failed") for c in report["cases"].values()):
-        return "unequal"
+        return "failed"
     return next((v for v in ("missed", "INCONCLUSIVE") if v in found), "met")

@@ -47,16 +47,19 @@ def bench(
         pins = getattr(door.read(name), "PEERS", None)
         if peers and pins and not environment.inside():
             raise typer.Exit(environment.again(pins, sys.argv[1:]))
-        results = door.run(
-            name, rounds=rounds, only=only or (), progress=lambda id: typer.echo(id, err=True)
-        )
         folder = door.folder() / "results" if commit else out or Path("lwlab-runs/bench")
-        path = made.save(results, folder / f"{results['name']}.json")
+        path = folder / f"{name.replace('-', '_')}.json"
+        results = door.run(
+            name, rounds=rounds, only=only or (),
+            progress=lambda id: typer.echo(id, err=True),
+            partial=lambda r, path=path: made.save(r, path),  # type: ignore[misc]
+        )  # fmt: skip
+        made.save(results, path)
         typer.echo(made.table(made.load(path)))
         if commit:
             made.publish(made.load(path), door.folder() / "README.md")
         verdict = made.verdict(results)
         typer.echo(f"{name}: {verdict}\nresults  {path}")
-        worst = verdict if verdict in ("missed", "unequal") else worst
+        worst = verdict if verdict in ("missed", "failed") else worst
     if worst != "met":
         raise typer.Exit(1)

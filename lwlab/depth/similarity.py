@@ -15,10 +15,10 @@ from typing import Literal
 import torch
 import xarray as xr
 
-from lwlab.tracing.rows import feature_batches, features_of
 from lwlab.errors import BadInput
 from lwlab.models.model import Model, Prompts
 from lwlab.results import label, provenance
+from lwlab.tracing.rows import feature_batches, features_of
 
 Form = Literal["gram", "feature"]
 BLOCK = 2**25
@@ -35,9 +35,10 @@ def linear_cka(
     is zero on average for independent features of any n; that one may be negative.
     `form`: "gram" (n x n matrices, in row blocks of bounded memory) or "feature" (d x d); by
     default the one with fewer operations, feature space from n = L d^2 / (2 d + L) on.
-    Half types are computed in float32; float64 stays. Tolerance in float32: 1e-5, but 1e-3 where
+    Half types are computed in float32; float64 stays. Tolerance in float32: 1e-5, but 5e-3 where
     one row is 10,000 times the others; float64 has no such trouble. A layer whose rows are all
-    equal has no CKA: NaN. Raises BadInput for another shape, too few rows, or features that are not finite.
+    equal has no CKA: NaN. Raises BadInput for another shape, too few rows, or values that are not
+    finite.
     """
     h = hsic(features, unbiased=unbiased, form=form)
     return _normalised(h).to(_working(features))
@@ -58,54 +59,84 @@ def hsic(
     """HSIC of every pair of layers, [layers, layers] in float64, as `linear_cka` uses it.
 
     Each layer is scaled to a root-mean-square row norm of 1 first, so that a massive activation
-    neither overflows nor swallows the others; ratios such as CKA do not depend on it.
+    does not overflow; ratios such as CKA do not depend on it.
     """
-    x = _checked(features, 4 if unbiased else 2)
-    n_layers, n, d = x.shape
-    x = x - x.mean(1, keepdim=True)
-    norms = x.double().square().sum((1, 2)).div(n).sqrt()
-    # Rows that are equal but for rounding have no direction of their own.
-    reach = features.double().square().sum((1, 2)).div(n).sqrt()
-    flat = norms <= 8 * torch.finfo(x.dtype).eps * reach
-    x = x / torch.where(flat, torch.ones_like(norms), norms).to(x.dtype)[:, None, None]
-    x = torch.where(flat[:, None, None], torch.zeros_like(x), x)
+    _check(features, 4 if unbiased else 2)
+    n_layers, n, d = features.shape
     if form is None:
         form = "feature" if n * (2 * d + n_layers) > n_layers * d * d else "gram"
     if form not in ("gram", "feature"):
         raise BadInput(f"form={form!r}; use 'gram', 'feature' or None")
-    own = x.square().sum(2).double()  # the Grams' diagonals, [layers, n]
-    whole = _gram_products(x) if form == "gram" else _feature_products(x)
+    x = _Centred(features)
+    whole = _gram_products(x, not unbiased) if form == "gram" else _feature_products(x)
     if not unbiased:
         return whole / (n - 1) ** 2
     # Off the diagonal: K~ = K - diag. The rows of a centred Gram add up to zero, so those of K~
     # to minus its diagonal, and all three terms of the estimator follow from the diagonals.
+    own = x.own
     pairs = own @ own.T
     totals = own.sum(1)
-    off = whole - pairs
+    off = whole if form == "gram" else whole - pairs
     return (off + totals[:, None] * totals[None] / ((n - 1) * (n - 2)) - 2 * pairs / (n - 2)) / (
         n * (n - 3)
     )
 
 
-def _gram_products(x: torch.Tensor) -> torch.Tensor:
-    """<X_i X_i', X_j X_j'> for all i, j, from blocks of rows of the Grams."""
-    n_layers, n, _ = x.shape
-    out = torch.zeros(n_layers, n_layers, dtype=torch.float64, device=x.device)
+class _Centred:
+    """Each layer's rows, centred and scaled to a root-mean-square norm of 1, one at a time.
+
+    In a buffer that is used again: fresh memory for all layers costs more than the arithmetic.
+    `own`: the Grams' diagonals, [layers, n], of the layers that were taken.
+    """
+
+    def __init__(self, features: torch.Tensor) -> None:
+        self.features, self.type = features, _working(features)
+        self.n = features.shape[1]
+        self.mean = features.mean(1, keepdim=True, dtype=self.type)
+        self.buffer = torch.empty(features.shape[1:], dtype=self.type, device=features.device)
+        self.own = self.mean.new_zeros(features.shape[:2], dtype=torch.float64)
+
+    def layer(self, i: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        x, b = self.features[i].to(self.type), self.buffer if out is None else out
+        torch.sub(x, self.mean[i], out=b)
+        norm = b.norm() / self.n**0.5
+        # Rows that are equal but for rounding have no direction of their own.
+        if norm <= 8 * torch.finfo(self.type).eps * x.norm() / self.n**0.5:
+            b.zero_()
+        else:
+            b.div_(norm)
+        self.own[i] = torch.linalg.vecdot(b, b)
+        return b
+
+
+def _gram_products(x: _Centred, diagonal: bool) -> torch.Tensor:
+    """<X_i X_i', X_j X_j'> for all i, j, with or without the Grams' diagonals, in blocks."""
+    n_layers, n, _ = x.features.shape
+    out = torch.zeros(n_layers, n_layers, dtype=torch.float64, device=x.mean.device)
     rows = max(1, min(n, BLOCK // (n_layers * n)))
+    k = x.mean.new_empty(n_layers, rows, n)
     for a in range(0, n, rows):
-        k = torch.bmm(x[:, a : a + rows], x.transpose(1, 2)).flatten(1)
-        out += (k @ k.T).double()
+        here = min(rows, n - a)
+        for i in range(n_layers):
+            b = x.layer(i)
+            torch.mm(b[a : a + here], b.T, out=k[i, :here])
+            if not diagonal:
+                k[i, :here, a : a + here].diagonal().zero_()
+        flat = k[:, :here].flatten(1)
+        out += (flat @ flat.T).double()
     return out
 
 
-def _feature_products(x: torch.Tensor) -> torch.Tensor:
+def _feature_products(x: _Centred) -> torch.Tensor:
     """The same numbers as |X_i' X_j|^2: d x d matrices, one row of layers a product."""
-    n_layers, n, d = x.shape
-    out = torch.zeros(n_layers, n_layers, dtype=torch.float64, device=x.device)
-    wide = x.permute(1, 0, 2).reshape(n, n_layers * d)
+    n_layers, n, d = x.features.shape
+    out = torch.zeros(n_layers, n_layers, dtype=torch.float64, device=x.mean.device)
+    wide = x.mean.new_empty(n, n_layers, d)
     for i in range(n_layers):
-        c = (x[i].T @ wide[:, i * d :]).view(d, n_layers - i, d)
-        out[i, i:] = c.square().sum((0, 2)).double()
+        wide[:, i] = x.layer(i)
+    for i in range(n_layers):
+        c = wide[:, i].T @ wide[:, i:].reshape(n, -1)
+        out[i, i:] = c.view(d, n_layers - i, d).square().sum((0, 2)).double()
     return out + out.triu(1).T
 
 
@@ -162,13 +193,14 @@ def angular_distance(features: torch.Tensor) -> torch.Tensor:
     below 0.01 are uncertain by up to 2e-4, others by 1e-5. A zero row has no direction: NaN.
     Raises BadInput as `linear_cka`.
     """
-    x = _checked(features, 1).transpose(0, 1)
-    norm = x.norm(dim=2, keepdim=True)
-    x = x / norm
-    cosine = torch.bmm(x, x.transpose(1, 2)).clamp_(-1, 1)
-    out = cosine.arccos_().div_(math.pi)
+    _check(features, 1)
+    x = features.to(_working(features)).transpose(0, 1)
+    norm = x.norm(dim=2)
+    cosine = torch.bmm(x, x.transpose(1, 2))
+    cosine /= norm[:, :, None] * norm[:, None]
+    out = cosine.clamp_(-1, 1).arccos_().div_(math.pi)
     same = torch.arange(x.shape[1], device=x.device)
-    out[:, same, same] = torch.where(norm[..., 0] > 0, 0.0, math.nan).to(out.dtype)
+    out[:, same, same] = torch.where(norm > 0, 0.0, math.nan).to(out.dtype)
     return out
 
 
@@ -176,7 +208,7 @@ def _working(features: torch.Tensor) -> torch.dtype:
     return torch.float64 if features.dtype == torch.float64 else torch.float32
 
 
-def _checked(features: torch.Tensor, least: int) -> torch.Tensor:
+def _check(features: torch.Tensor, least: int) -> None:
     if features.ndim != 3 or not features.is_floating_point() or features.numel() == 0:
         raise BadInput(
             "features must be floating-point [layers, rows, d_model], not "
@@ -184,9 +216,9 @@ def _checked(features: torch.Tensor, least: int) -> torch.Tensor:
         )
     if features.shape[1] < least:
         raise BadInput(f"{features.shape[1]} rows; this needs at least {least}")
-    if not bool(torch.isfinite(features).all()):
+    # One sum is twenty times cheaper than looking at each value; only a bad one needs the look.
+    if not bool(features.sum().isfinite()) and not bool(features.isfinite().all()):
         raise BadInput("the features hold NaN or infinity")
-    return features.to(_working(features))
 
 
 def layer_cka(

@@ -107,6 +107,19 @@ def test_a_way_that_does_a_part_counts_for_the_whole():
     assert by_name(row)["part"]["ratio"]["median"] == pytest.approx(4.2)
 
 
+def test_a_way_that_gives_a_part_is_compared_with_that_part():
+    ways = {
+        "ours": told(1.0, {"a": torch.arange(3.0), "b": 7.0}),
+        "first": bench.Way(told(1.0, 0.25), part=lambda r: r["a"][0]),
+        "raw": bench.Way(told(1.0, [2.0]), part=lambda r: r["a"][2:], raw=True),
+    }
+    found = bench.check(
+        case(ways=ways, targets={}, tolerance=0.5,
+             compare=lambda r: r if isinstance(r, dict) else torch.tensor(r))
+    )  # fmt: skip
+    assert found == {"first": 0.25, "raw": 0.0}
+
+
 def test_limits_are_not_compared_and_rates_come_from_the_subject():
     ways = {"ours": told(2.0), "floor": bench.Way(told(1.0, "nothing"), limit=True)}
     row = bench.measure(case(ways=ways, targets={}, flops=4e9, bytes=6e9))
@@ -165,7 +178,10 @@ def wrong():
 def gone():
     raise bench.Absent("no such device")
 
-CASES = {"one": one, "wrong": wrong, "gone": gone}
+def broken():
+    return 1 / 0
+
+CASES = {"one": one, "wrong": wrong, "gone": gone, "broken": broken}
 ABSENT = {"peerlib": "does not install"}
 """
 
@@ -183,14 +199,17 @@ def definitions(tmp_path, monkeypatch):
 
 def test_the_report_is_saved_and_its_table_comes_from_the_file(definitions):
     assert door.names() == ["made_up"]
-    made = door.run("made_up")
+    so_far = []
+    made = door.run("made_up", partial=lambda r: so_far.append(list(r["cases"])))
     path = report.save(made, definitions / "results" / "made_up.json")
     table = report.table(report.load(path))
     assert "| peer | 4000 | 4 (4 .. 4) | 0 | at least 3: met |" in table
     assert "NOT TIMED: two: 'b' differs from 'a' by 1" in table
     assert "- gone: no such device" in table
     assert "- peerlib: does not install" in table
-    assert report.verdict(made) == "unequal"
+    assert "NOT TIMED: ZeroDivisionError" in table
+    assert report.verdict(made) == "failed"
+    assert so_far == [["one"], ["one", "wrong"], ["one", "wrong"], ["one", "wrong", "broken"]]
     assert list((definitions / "results").iterdir()) == [path]  # nothing half-written beside it
     assert json.loads(path.read_text())["versions"]["torch"] == torch.__version__
 
