@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import lwlab as lw
 from lwlab.depth import similarity
-from lwlab.tracing.rows import features_of
 from lwlab.depth.similarity import CorpusCKA, angular_distance, hsic, linear_cka
 from lwlab.errors import BadInput
+from lwlab.tracing.rows import features_of
 
 
 def features(n_layers, n, d, seed=0, shift=0.0):
