@@ -96,7 +96,7 @@ def test_bad_hessians_are_refused() -> None:
 
 
 def test_on_the_real_model_the_layer_error_falls(smollm2: lw.Model) -> None:
-    """RSQ's card: GPTQ beats rounding at 3 bits; here by the layer's own objective, one layer."""
+    """What GPTQ is for, at 3 bits, by the layer's own objective."""
     texts = lw.tasks.corpus(n=6, tokens=128, model=smollm2)
     names = ("q_proj", "up_proj")
     moments = hessians(smollm2, texts, layers=5, modules=names)

@@ -1,0 +1,18 @@
+"""Activations: which neurons work, and running a model on those alone."""
+
+from lwlab.activations.mlps import GatedMLP, gated_mlps
+from lwlab.activations.packed import core_set, fixed_neurons
+from lwlab.activations.sparse import sparse_decode, thresholds
+from lwlab.activations.swap import Swapped
+from lwlab.activations.topk import statistical_topk
+
+__all__ = [
+    "GatedMLP",
+    "Swapped",
+    "core_set",
+    "fixed_neurons",
+    "gated_mlps",
+    "sparse_decode",
+    "statistical_topk",
+    "thresholds",
+]
