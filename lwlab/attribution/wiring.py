@@ -23,6 +23,7 @@ from lwlab.errors import MissingSite
 from lwlab.models.model import Model
 from lwlab.models.sites import Address
 from lwlab.models.views import Heads
+from lwlab.tracing._nnsight import lock
 from lwlab.tracing.rules import norm_surrogate
 
 Block = tuple[str, int]
@@ -32,8 +33,12 @@ class Wiring:
     """Senders and receivers of one model (or a ruled view of one) as sites and matrices."""
 
     def __init__(self, model: Model) -> None:
-        """Raise as `Graph.of` does, and MissingSite where receivers cannot be read."""
+        """Raise as `Graph.of` does, MissingSite where receivers cannot be read.
+
+        Also BadInput for a model that runs remotely: its weights have to be here.
+        """
         self.model, self.graph = model, Graph.of(model)
+        lock(model)
         model.anatomy.require(["attn_in", *(["mlp_in", "mlp_out"] if self.graph.mlps else [])])
         if model.anatomy.attn_post is not None:
             for i in range(model.n_layers):
@@ -69,7 +74,7 @@ class Wiring:
         module = self.model.module.get_submodule((a.o_proj or "").replace("{}", str(layer)))
         w = matrix(module)
         w = w.reshape(self.graph.n_heads, -1, w.shape[1])  # [head, d_head, d_model]
-        with torch.no_grad():
+        with lock(self.model), torch.no_grad():
             share = torch.einsum("nphe,hed->nhpd", z.to(w.dtype), w)
             if a.attn_post is not None:
                 share = share * self._scale(layer, module(z.flatten(2).to(w.dtype)))[:, None]
