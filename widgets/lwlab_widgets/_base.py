@@ -21,6 +21,18 @@ def static_file(name: str) -> Path:
     return _STATIC / name
 
 
+def front_end(name: str) -> tuple[str, str]:
+    """Return an instrument's module and style sheet: `common.js` + `NAME.js`, and so for css.
+
+    One text each, because a module loaded from a notebook cannot import its neighbours.
+    """
+    module, style = (
+        "\n".join(static_file(f"{part}.{kind}").read_text("utf-8") for part in ("common", name))
+        for kind in ("js", "css")
+    )
+    return module, style
+
+
 class LabWidget(anywidget.AnyWidget):
     """A widget whose mistakes are seen and whose saved form is a picture and a sentence.
 
