@@ -82,9 +82,17 @@ def _one_row(model: Model, site: str, att: int) -> int:
     return costs.get(site, 0)
 
 
+def forward_bytes(model: Model, length: int) -> int:
+    """What a prompt's pass through a block holds on its way, about: MLP, streams, scores."""
+    a = model.anatomy
+    width = 3 * (a.d_mlp or 4 * (a.d_model or 1)) + 6 * (a.d_model or 1)
+    return length * (width + length * (a.n_heads or 0)) * model.dtype.itemsize
+
+
 def resume_bytes(model: Model, length: int) -> int:
-    """What a copy of a prompt holds in the resume engine: its stream before and after a block."""
-    return 3 * length * (model.d_model or 1) * model.dtype.itemsize
+    """What a copy of a prompt holds in the resume engine: its streams, and its way through."""
+    streams = 3 * length * (model.d_model or 1) * model.dtype.itemsize
+    return streams + forward_bytes(model, length) // 4
 
 
 def site_bytes(model: Model, site: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,14 +14,9 @@ from numpy.typing import NDArray
 from lwlab.errors import BadInput, NoFiring
 from lwlab.models.sites import Address
 from lwlab.tracing.sweep import adapter, packed, plain, resume
+from lwlab.tracing.sweep.account import bytes_at_work, estimate, held, least
 from lwlab.tracing.sweep.choose import choose, reads
-from lwlab.tracing.sweep.cost import (
-    block_flops,
-    forward_flops,
-    packed_cost,
-    resume_bytes,
-    site_bytes,
-)
+from lwlab.tracing.sweep.cost import forward_flops
 from lwlab.tracing.sweep.observe import observe
 from lwlab.tracing.sweep.plan import Plan, rate
 from lwlab.tracing.sweep.readout import Readout, scored
@@ -52,42 +48,25 @@ class Job:
         self.skipped = self.rows = self.flops = self.ran = 0
         self.replacements: Replacements | None = None
 
-    # -- memory ------------------------------------------------------------------------------
-
-    def _held(self, length: int) -> int:
-        """Bytes of what the runs before the cells leave, for one prompt."""
-        r = self.request
-        per = sum(site_bytes(r.model, a.site) for a in reads(r, self.engine))
-        # Beside the unedited values: the twin's, or the new ones.
-        per += sum(site_bytes(r.model, a.site) for a in r.addresses())
-        return length * per + 2 * r.model.dtype.itemsize * (r.model.d_vocab or 0)
-
-    def _least(self, length: int) -> int:
-        """Bytes an engine needs for one cell of a prompt."""
-        model = self.request.model
-        if self.engine == "packed":
-            return packed.fixed_bytes(model) + length * packed.row_bytes(model)
-        return resume_bytes(model, length) if self.engine == "resume" else 0
-
     def _chunks(self) -> Iterator[NDArray[np.int64]]:
         """Prompt numbers, as many at a time as half the budget holds; short prompts first."""
         r, lengths = self.request, self.request.prompts.lengths
         here: list[int] = []
-        held = 0
+        total = 0
         for i in np.argsort(lengths, kind="stable").tolist():
             t = int(lengths[i])
-            need = self._held(t) + self._least(t)
+            need = held(r, self.engine, t) + least(r, self.engine, t)
             if need > r.memory:
                 raise BadInput(
                     f"memory={r.memory / 1e6:.3g} MB is too small: prompt {i} ({t} tokens) needs "
                     f"{need / 1e6:.3g} MB with the sites {[s.site for s in r.specs]}; give more, "
                     "or fewer sites or layers"
                 )
-            if here and held + self._held(t) > r.memory // 2:
+            if here and total + held(r, self.engine, t) > r.memory // 2:
                 yield np.array(here)
-                here, held = [], 0
+                here, total = [], 0
             here.append(i)
-            held += self._held(t)
+            total += held(r, self.engine, t)
         yield np.array(here)
 
     # -- work --------------------------------------------------------------------------------
@@ -106,7 +85,7 @@ class Job:
             donor = observe(r.model, donors, r.addresses())
             differ = (donors.ids != _some(tokens, prompts).ids).cpu().numpy()
             first = np.where(differ.any(1), differ.argmax(1), base.lengths)
-        self.base_metric[prompts] = scored(r.task, prompts, base.logits).cpu().numpy()
+        self.base_metric[prompts] = scored(r.task, prompts, base.logits).double().cpu().numpy()
         news = {
             Address(s.site, i): self.replacements.new(s, i, base, donor, prompts)
             for s in r.specs for i in r.layers
@@ -118,7 +97,7 @@ class Job:
             self.skipped += int(idle.sum())
             cells = cells.take(~idle)
         done = np.isfinite(self._get(cells, prompts))
-        spare = r.memory - sum(self._held(int(t)) for t in base.lengths)
+        spare = r.memory - sum(held(r, self.engine, int(t)) for t in base.lengths)
         return Work(r, self.readout, prompts, cells.take(~done), base, news, max(0, spare), tick)
 
     def _index(self, cells: Cells, prompts: NDArray[np.int64], j: int) -> Any:
@@ -153,7 +132,7 @@ class Job:
                 if not len(work.cells):
                     meter.chunk(0)
                     continue
-                meter.chunk(self.estimate(work)[1])
+                meter.chunk(estimate(work, self.engine)[1])
                 try:
                     for index, metric in self._engine(work):
                         values = metric.double().cpu().numpy()
@@ -209,42 +188,31 @@ class Job:
                 raise
             self.engine, self.reason = "plain", f"not resumed: {error}"
 
-    def estimate(self, work: Work) -> tuple[int, int]:
-        """Rows and operations that the engine will take for a chunk's cells."""
-        r, cells = self.request, work.cells
-        lengths = work.base.lengths[cells.prompt]
-        if self.engine == "packed":
-            keys = np.stack([cells.spec, cells.layer, lengths, cells.position])
-            kinds, counts = np.unique(keys, axis=1, return_counts=True)
-            rows = flops = 0
-            for (j, layer, t, p), k in zip(kinds.T.tolist(), counts.tolist()):
-                each = packed_cost(r.model, r.specs[j].site, layer, t, p, self.readout.columns)
-                rows, flops = rows + k * each[0], flops + k * each[1]
-            return rows, flops
-        if self.engine == "resume":
-            layers = r.model.n_layers - cells.layer
-            block = {int(t): block_flops(r.model, int(t)) for t in np.unique(lengths)}
-            read = 2 * (r.model.d_model or 0) * self.readout.columns
-            flops = sum(int(n) * block[int(t)] + read for n, t in zip(layers, lengths))
-            return int((layers * lengths).sum()), flops
-        flops = sum(forward_flops(r.model, int(t), self.readout.columns) for t in lengths)
-        return int(lengths.sum()), flops
-
     def plan(self) -> Plan:
         """Observe every chunk and add up what its cells will take."""
-        rows = flops = naive = held = 0
+        r = self.request
+        rows = flops = naive = most = 0
+        seconds = 0.0
         for prompts in self.chunks:
+            start = time.perf_counter()
             work = self.prepare(prompts, lambda *_: None)
             self._settle(work)
-            more = self.estimate(work)
+            observed = time.perf_counter() - start
+            more = estimate(work, self.engine)
             rows, flops = rows + more[0], flops + more[1]
             t = work.base.lengths[work.cells.prompt]
-            held = max(held, sum(self._held(int(i)) for i in work.base.lengths))
-            naive += sum(forward_flops(self.request.model, int(i), self.readout.columns) for i in t)
+            naive += sum(forward_flops(r.model, int(i), r.model.d_vocab or 0) for i in t)
+            most = max(most, bytes_at_work(work, self.engine))
+            passes = 1 if r.prompts.donors is None else 2
+            each = observed / (passes * int(work.base.lengths.sum()))  # seconds a token
+            seconds += observed
+            if self.engine == "packed":
+                seconds += more[1] / rate(self._adapter())
+            else:
+                seconds += more[0] * each / (r.model.n_layers if self.engine == "resume" else 1)
         return Plan(
-            self.engine, self.reason, self.cells, self.skipped, rows, flops, naive,
-            held, flops / rate(self.request.model),
-        )  # fmt: skip
+            self.engine, self.reason, self.cells, self.skipped, rows, flops, naive, most, seconds
+        )
 
 
 def _some(tokens: Any, prompts: NDArray[np.int64]) -> Any:

@@ -27,6 +27,7 @@ from lwlab.tracing.sweep.work import Work
 
 Ints = NDArray[np.int64]
 _TILE = 512  # rows of a product: enough for its full rate, few enough for the caches
+_LEAST = 16
 _PACK = 8192  # rows of a pack: more gain nothing
 
 
@@ -37,11 +38,27 @@ def row_bytes(model: Model) -> int:
     return 2 * ((a.d_model or 0) + heads + 2 * kv) * model.dtype.itemsize
 
 
-def fixed_bytes(model: Model) -> int:
-    """What the products of one tile hold, however few rows there are."""
+def tile_bytes(model: Model, rows: int) -> int:
+    """What the products of a tile of rows hold on their way through a block."""
     a = model.anatomy
-    width = 3 * (a.d_mlp or 0) + 4 * (a.d_model or 0)
-    return _TILE * width * model.dtype.itemsize
+    return rows * (3 * (a.d_mlp or 0) + 4 * (a.d_model or 0)) * model.dtype.itemsize
+
+
+def most_bytes(model: Model, rows: int, memory: int) -> int:
+    """Bound on what the engine holds for `rows` rows in a budget."""
+    tile, room = _room(model, memory)
+    return tile_bytes(model, tile) + min(rows, max(room, 1), _PACK) * row_bytes(model)
+
+
+def _room(model: Model, memory: int) -> tuple[int, int]:
+    """Rows of a tile, and of a pack, that a budget has room for."""
+    tile = max(_LEAST, min(_TILE, memory // 3 // tile_bytes(model, 1)))
+    return tile, max(1, memory - tile_bytes(model, tile)) // row_bytes(model)
+
+
+def least_bytes(model: Model, length: int) -> int:
+    """What the engine needs to run one cell of a prompt at all."""
+    return tile_bytes(model, _LEAST) + length * row_bytes(model)
 
 
 class Pack:
@@ -50,8 +67,9 @@ class Pack:
     `groups[(t, p)]` holds the first rows of branches [n] and their prompts [n].
     """
 
-    def __init__(self, work: Work, adapter: Adapter, index: Ints) -> None:
-        """Reserve the rows of cells `index`."""
+    def __init__(self, work: Work, adapter: Adapter, index: Ints, tile: int = _TILE) -> None:
+        """Reserve the rows of cells `index`; products take `tile` rows at a time."""
+        self.tile = tile
         self.work, self.adapter, self.index = work, adapter, index
         self.cells = work.cells.take(index)
         self.base = Base(work, adapter)
@@ -101,7 +119,7 @@ class Pack:
 
     def tiles(self, n: int) -> Iterator[slice]:
         """Rows 0..n in pieces of about the same size."""
-        pieces = max(1, -(-n // _TILE))
+        pieces = max(1, -(-n // self.tile))
         edges = [n * i // pieces for i in range(pieces + 1)]
         for a, b in pairwise(edges):
             if b > a:
@@ -119,7 +137,7 @@ class Pack:
     def attend(self, layer: int, last: bool) -> None:
         """Put the heads' outputs in the queries' place (`last`: of the last rows alone)."""
         for (t, p), (starts, prompts) in self.groups.items():
-            m, per = t - p, max(1, 4 * _TILE // t)
+            m, per = t - p, max(1, 4 * self.tile // t)
             for i in range(0, len(starts), per):
                 rows = self.base.index(starts[i : i + per, None] + np.arange(m))
                 first = self.base.token(prompts[i : i + per], 0)
@@ -138,7 +156,7 @@ def run(work: Work, adapter: Adapter) -> Iterator[tuple[Ints, torch.Tensor]]:
     joins = cells.layer + spec_local[cells.spec]
     order = np.lexsort((cells.position, cells.prompt, joins))
     m = (work.base.lengths[cells.prompt] - cells.position)[order]
-    room = max(1, work.memory - fixed_bytes(model)) // row_bytes(model)
+    tile, room = _room(model, work.memory)
     size = max(int(m.max(initial=1)), min(_PACK, room))
     ends = np.cumsum(m)
     first = 0
@@ -146,7 +164,7 @@ def run(work: Work, adapter: Adapter) -> Iterator[tuple[Ints, torch.Tensor]]:
         done = int(ends[first] - m[first])
         stop = max(first + 1, int(np.searchsorted(ends, done + size, side="right")))
         index = order[first:stop]
-        yield index, _walk(work, Pack(work, adapter, index))
+        yield index, _walk(work, Pack(work, adapter, index, tile))
         first = stop
 
 

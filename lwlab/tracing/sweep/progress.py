@@ -20,7 +20,7 @@ class Meter:
         if self.show is True:
             from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
-            self.bar = tqdm(total=0, unit="GFLOP", desc="sweep")
+            self.bar = tqdm(total=0, unit="FLOP", unit_scale=True, desc="sweep")
         return self
 
     def __exit__(
@@ -35,7 +35,7 @@ class Meter:
         self.seen += 1
         self.total += flops
         if self.bar is not None:
-            self.bar.total = round(self._expected() / 1e9, 1)
+            self.bar.total = self._expected()
             self.bar.refresh()
 
     def _expected(self) -> float:
@@ -45,6 +45,6 @@ class Meter:
         """Some operations are done."""
         self.done += flops
         if self.bar is not None:
-            self.bar.update(round(flops / 1e9, 3))
+            self.bar.update(flops)
         elif callable(self.show):
             self.show(self.done / 1e9, self._expected() / 1e9)

@@ -21,7 +21,7 @@ from lwlab.tracing import blocks as opened
 from lwlab.tracing import engine
 from lwlab.tracing._nnsight import lock
 from lwlab.tracing.blocks import Blocks, together
-from lwlab.tracing.sweep.cost import block_flops, resume_bytes
+from lwlab.tracing.sweep.cost import block_flops, forward_bytes, resume_bytes
 from lwlab.tracing.sweep.observe import Seen, by_length
 from lwlab.tracing.sweep.work import Work
 
@@ -78,9 +78,11 @@ def _walk(
             born = np.flatnonzero(cells.layer == layer)
             parts = []
             if live is not None:
-                parts += [_block(work, blocks, layer, x) for x in torch.split(live, _per_call(t))]
-            for at in range(0, len(born), _per_call(t)):
-                some = born[at : at + _per_call(t)]
+                parts += [
+                    _block(work, blocks, layer, x) for x in torch.split(live, _per_call(work, t))
+                ]
+            for at in range(0, len(born), _per_call(work, t)):
+                some = born[at : at + _per_call(work, t)]
                 order.append(some)
                 which = [local[int(p)] for p in cells.prompt[some]]
                 h = blocks.streams[layer][which]
@@ -97,8 +99,10 @@ def _walk(
     return out
 
 
-def _per_call(t: int) -> int:
-    return max(1, _TOKENS // t)
+def _per_call(work: Work, t: int) -> int:
+    """Copies that go through a block at once, in a quarter of the budget."""
+    least = forward_bytes(work.request.model, t)
+    return max(1, min(_TOKENS // t, work.memory // 4 // least))
 
 
 def _block(work: Work, blocks: Blocks, layer: int, h: torch.Tensor) -> torch.Tensor:
