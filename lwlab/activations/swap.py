@@ -2,7 +2,8 @@
 
 nnsight replaces each module's `forward`, so a `forward` that somebody else exchanges afterwards is
 not called, or breaks traces. A *submodule* can be exchanged: plain forward passes and `generate`
-take the new one, and a trace sees every site except those inside it, which raise.
+take the new one, and a trace sees every site except those of what was taken out. The model that
+the contexts yield says so (MissingSite), so that no engine takes the old weights for the model's.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import nn
 
 from lwlab.activations.mlps import GatedMLP
 from lwlab.errors import BadInput
+from lwlab.models.anatomy import Anatomy
 from lwlab.models.model import Model
 from lwlab.results import label, provenance
 from lwlab.tracing import lock
@@ -94,10 +96,25 @@ def swapped(model: Model, parts: Sequence[SwappedMLP], name: str) -> Iterator[Sw
                 block = model.module.get_submodule(parent)
                 kept.append((block, child, block._modules[child]))  # type: ignore[arg-type]
                 block._modules[child] = part
-            yield Swapped(replace(model, name=f"{model.name} ({name})", checksum=""), parts)
+            now = replace(
+                model, name=f"{model.name} ({name})", checksum="", anatomy=_anatomy(model, parts)
+            )
+            yield Swapped(now, parts)
         finally:
             for block, child, old in reversed(kept):
                 block._modules[child] = old
+
+
+def _anatomy(model: Model, parts: Sequence[SwappedMLP]) -> Anatomy:
+    """Leave out the sites of MLPs that no pass reaches; with dense prompts, prompts reach all."""
+    a = model.anatomy
+    if all(p.prompt == "dense" for p in parts):
+        return a
+    path = a.taps["mlp_gate"].path.rpartition(".")[0]
+    for site, tap in a.taps.items():
+        if tap.path == path or tap.path.startswith(f"{path}."):
+            a = a.without(site, "the MLPs are exchanged for sparse ones at the moment")
+    return a
 
 
 def check_prompt(prompt: str) -> None:

@@ -177,12 +177,14 @@ def test_mlps_come_back_after_an_exception_and_traces_still_see_streams(toy: Toy
     want = logits(model)
     parameters = sum(p.numel() for p in model.module.parameters())
     t = thresholds(model, "a b c d", 0.5)
-    with contextlib.suppress(ZeroDivisionError), sparse_decode(model, t, prompt="sparse"):
+    with contextlib.suppress(ZeroDivisionError), sparse_decode(model, t, prompt="sparse") as now:
         inside = logits(model)
         seen = lw.cache(model, IDS, ["resid_post", "logits"])
         torch.testing.assert_close(torch.tensor(seen.logits.values), inside)
         with pytest.raises(BadInput):
             lw.cache(model, IDS, "neurons")  # inside what was exchanged: an error, not old values
+        with pytest.raises(MissingSite, match="exchanged"):
+            lw.cache(now.model, IDS, "mlp_out")
         1 / 0
     assert [m.module for m in gated_mlps(model)] == before
     assert all(a is b for a, b in zip(before, [m.module for m in gated_mlps(model)]))
