@@ -1,32 +1,28 @@
 """What does it cost to keep every stream of a model? lwlab beside plain PyTorch hooks.
 
-    OMP_NUM_THREADS=1 python benchmarks/cache_cost.py [--rounds 21] [--model smollm2-135m]
-
-One process, one thread. Each round runs every way once, in an order that is turned round from round
-to round; a ratio is taken within its round, against hooks. See benchmarks/README.md.
+lwlab bench cache_cost
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterable
+from functools import cache, partial
 from typing import Any
 
 import torch
+from peers.streams import model
 from torch import nn
 
 import lwlab as lw
+from lwlab import bench
 from lwlab.models.sites import Address
 from lwlab.models.tokens import Tokens
 from lwlab.tracing import engine
 
 STREAMS = ("resid_pre", "resid_mid", "resid_post")
 TEXT = "When Mary and John went to the store, John gave a drink to the girl who sat by the door. "
-TARGET, NULL = 1.15, 0.03
-Way = Callable[[], Any]
+# At most 1.15 times hooks; the middle half of hooks against hooks within 7 %.
+TARGET, NULL = 1 / 1.15, (0.93, 1.07)
 
 
 class Hooks:
@@ -84,87 +80,53 @@ def twin(model: lw.Model) -> nn.Module:
     return plain
 
 
-def ways_of(model: lw.Model, plain: nn.Module, tokens: Tokens, logits: bool) -> dict[str, Way]:
-    """Every way to keep the streams, and the forward pass that keeps nothing."""
-    hooks = Hooks(model, plain, tokens, logits)
-    reads = [Address(s, i) for s in STREAMS for i in range(model.n_layers)]
+@cache
+def plain() -> nn.Module:
+    """The model's weights in a module that nnsight has not wrapped."""
+    return twin(model())
+
+
+def same(value: Any) -> dict[str, torch.Tensor]:
+    """What any of the ways kept, by address."""
+    if isinstance(value, dict):
+        return {str(at): x for at, x in value.items()}
+    if isinstance(value, engine.Trace):
+        logits = {} if value.logits is None else {"logits": value.logits}
+        return same(value.values) | logits
+    out = {}
+    for site in value.data_vars:
+        array = value[site]
+        layers: Iterable[int] = array.layer.values if "layer" in array.dims else ()
+        out |= {f"{site}.{i}": torch.from_numpy(array.sel(layer=i).values) for i in layers}
+        if "layer" not in array.dims:
+            out[str(site)] = torch.from_numpy(array.values)
+    return out
+
+
+def case(n: int, logits: bool) -> bench.Case:
+    """Every stream of a prompt of n tokens, with or without all logits."""
+    lab = model()
+    tokens = lab.tokens(lab.tokens(TEXT * (1 + n // 16)).ids[:, :n])
+    hooks = Hooks(lab, plain(), tokens, logits)
+    reads = [Address(s, i) for s in STREAMS for i in range(lab.n_layers)]
     sites = [*STREAMS, "logits"] if logits else list(STREAMS)
-
-    return {
-        "hooks": hooks.cache,
-        "hooks (null)": hooks.cache,
-        "bare forward": hooks.bare,
-        "engine.run": lambda: engine.run(model, tokens, reads, logits="all" if logits else None),
-        "lw.cache": lambda: lw.cache(model, tokens, sites),
-    }
-
-
-def check(ways: dict[str, Way], logits: bool) -> None:
-    """All ways give the same numbers, bit for bit, before any is timed."""
-    want, trace, labelled = ways["hooks"](), ways["engine.run"](), ways["lw.cache"]()
-    for at, value in want.items():
-        raw = trace.logits if at.site == "logits" else trace.values[at]
-        array = labelled[at.site] if at.layer is None else labelled[at.site].sel(layer=at.layer)
-        assert torch.equal(raw, value), at
-        assert torch.equal(torch.from_numpy(array.values), value), at
-    assert len(want) == len(trace.values) + logits
+    return bench.Case(
+        f"every stream of 30 layers, {n} tokens{', all logits' if logits else ''}",
+        "lw.cache",
+        {
+            "lw.cache": lambda: lw.cache(lab, tokens, sites),
+            "engine.run": lambda: engine.run(lab, tokens, reads, logits="all" if logits else None),
+            "hooks": hooks.cache,
+            "forward pass alone": bench.Way(hooks.bare, limit=True),
+        },
+        compare=same, null="hooks", null_bounds=NULL, rounds=15,
+        targets={"hooks": TARGET},
+    )  # fmt: skip
 
 
-def measure(ways: dict[str, Way], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each way, one number a round."""
-    names = list(ways)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for r in range(rounds + 1):
-        shift = r % len(names)
-        order = names[shift:] + names[:shift]
-        for name in order if r % 2 else order[::-1]:
-            begin = time.process_time()
-            result = ways[name]()
-            spent = time.process_time() - begin
-            del result
-            if r:  # the first round warms up
-                seconds[name].append(spent)
-    return seconds
-
-
-def report(seconds: dict[str, list[float]]) -> tuple[float, bool]:
-    """Print the table; return the ratio of lw.cache to hooks, and whether the null pair agrees."""
-    medians: dict[str, float] = {}
-    for name, spent in seconds.items():
-        ratios = [a / b for a, b in zip(spent, seconds["hooks"])]
-        medians[name] = statistics.median(ratios)
-        low, high = min(ratios), max(ratios)
-        cpu = statistics.median(spent) * 1e3
-        print(f"  {name:<14} {cpu:8.1f} ms   {medians[name]:5.3f}   ({low:.3f} .. {high:.3f})")
-    return medians["lw.cache"], abs(medians["hooks (null)"] - 1) <= NULL
-
-
-def main() -> int:
-    """Measure, print, and return 1 when the target is clearly missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smollm2-135m", help="a model of the Llama family")
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[14, 128])
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    model = lw.load(given.model)
-    plain = twin(model)
-    missed = False
-    for n in given.tokens:
-        for logits in (False, True):
-            tokens = model.tokens(model.tokens(TEXT * (1 + n // 16)).ids[:, :n])
-            ways = ways_of(model, plain, tokens, logits)
-            check(ways, logits)
-            print(f"{n} tokens, every stream{' and all logits' if logits else ''}:")
-            print(f"  {'':<14} {'CPU':>8}      ratio to hooks, median (min .. max)")
-            ratio, quiet = report(measure(ways, given.rounds))
-            verdict = "met" if ratio <= TARGET else "MISSED"
-            if not quiet:
-                verdict = "INCONCLUSIVE: hooks differ from hooks, the machine is too busy"
-            missed |= verdict == "MISSED"
-            print(f"  lw.cache at most {TARGET} times hooks: {verdict}\n")
-    return int(missed)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+CASES = {
+    "14": partial(case, 14, False),
+    "14-logits": partial(case, 14, True),
+    "128": partial(case, 128, False),
+    "128-logits": partial(case, 128, True),
+}

@@ -1,35 +1,30 @@
-"""The kernels, and the plain-torch functions that need none, against the best torch and libraries.
+"""The kernels against the best torch we can write, and against libraries where they run.
 
     lwlab bench kernels [--peers] [--only lens-32]
 
-`--peers` runs in an environment of the libraries in peers/kernels.txt. Targets are those the
-kernels were designed to; the lens and the similarities read real streams of smollm2-135m.
+`--peers` runs in an environment with the libraries of peers/kernels.txt. Targets are those that the
+kernels were designed to. The lens reads real streams of smollm2-135m; what functions in plain torch
+need no kernel for is in plain.py.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from peers import lens_torch, quant_torch, similarity_torch
+from peers import attention_torch, lens_torch, mlp_torch, quant_torch
+from peers.streams import model, random, streams
 
-import lwlab as lw
 from lwlab import bench, kernels
-from lwlab.depth.similarity import angular_distance, linear_cka
-from lwlab.tracing.rows import features_of
 
 PEERS = Path(__file__).parent / "peers" / "kernels.txt"
-PACKAGES = (
-    "ckatorch", "cut-cross-entropy", "fht-cpu", "hadamard-transform", "liger-kernel", "torchao",
-)  # fmt: skip
+PACKAGES = ("cut-cross-entropy", "liger-kernel", "torchao")
 ABSENT = {
     "liger-kernel": "installs, but its fused linear cross-entropy is Triton: no CUDA driver here",
     "cut-cross-entropy's own kernel": "as liger-kernel; its torch.compile form is timed",
-    "fast-hadamard-transform": "CUDA alone",
-    "cka-pytorch": "wants another torch: not installed",
 }
 NO_PEERS = "not installed here: lwlab bench kernels --peers"
 
@@ -37,25 +32,6 @@ NO_PEERS = "not installed here: lwlab bench kernels --peers"
 def has(module: str) -> bool:
     """Whether a library is installed."""
     return importlib.util.find_spec(module) is not None
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Standard normal numbers."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-@cache
-def model() -> lw.Model:
-    """The default model."""
-    return lw.load("smollm2-135m")
-
-
-@cache
-def streams(rows: int) -> torch.Tensor:
-    """resid_post of every layer at `rows` own positions from 1 on, [30, rows, 576]."""
-    texts = lw.tasks.corpus(tokens=128, model=model(), n=2 + rows // 64)
-    x = features_of(model(), texts, "resid_post", model().anatomy.layers(None), 1)
-    return x[:, :rows].contiguous()
 
 
 def lens(positions: int, rounds: int) -> bench.Case:
@@ -72,8 +48,12 @@ def lens(positions: int, rounds: int) -> bench.Case:
 
     ways: dict[str, Any] = {
         "lens_stats": lambda: stats(h, None, w, ids),
-        "best torch: some positions at a time": partial(lens_torch.lean, h, w, ids, -1, 5),
-        "torch, blocks of the vocabulary": partial(lens_torch.blocked, h, w, ids, -1, 5),
+        "best torch: blocks of the vocabulary": partial(lens_torch.blocked, h, w, ids, -1, 5),
+        "torch, some positions at a time": bench.Way(
+            partial(lens_torch.lean, h, w, ids, -1, 5),
+            tolerance=5e-3,
+            note="its KL is a difference of large sums, in float32",
+        ),
         "torch, a layer at a time": partial(lens_torch.by_layer, h, w, ids, -1, 5),
         "matrix product alone": bench.Way(partial(lens_torch.product_only, h, w), limit=True),
     }
@@ -92,13 +72,16 @@ def lens(positions: int, rounds: int) -> bench.Case:
     figures: dict[str, Any] = {"backend": stats(h[:, :1], None, w, ids[:1]).backend}
     if positions > 16:
         figures["peak MB"] = bench.peak_mb(ways["lens_stats"])
-        figures["peak MB, best torch"] = bench.peak_mb(ways["best torch: some positions at a time"])
+        figures["peak MB, best torch"] = bench.peak_mb(ways["best torch: blocks of the vocabulary"])
         figures["peak MB, a layer at a time"] = bench.peak_mb(ways["torch, a layer at a time"])
         figures["peak MB, all logits"] = bench.peak_mb(partial(lens_torch.naive, h, w, ids, -1, 5))
     return bench.Case(
         f"lens_stats: 30 layers x {positions} positions, 49,152 tokens, top 5, entropy, KL, rank",
         "lens_stats", ways, tolerance=1e-3, compare=seen, rounds=rounds, figures=figures,
-        targets={"best torch: some positions at a time": 1.5, "matrix product alone": 0.7},
+        targets={
+            "best torch: blocks of the vocabulary": 1.5, "torch, some positions at a time": 1.5,
+            "matrix product alone": 0.7,
+        },
         flops=2.0 * h.shape[0] * positions * h.shape[2] * len(w), absent=absent,
     )  # fmt: skip
 
@@ -151,119 +134,90 @@ def fake(rows: int, columns: int, group: int) -> bench.Case:
     )  # fmt: skip
 
 
-def cka() -> bench.Case:
-    """All 435 pairs of layers."""
-    x = streams(512)
-    ways: dict[str, Any] = {
-        "linear_cka": partial(linear_cka, x),
-        "a pair at a time": partial(similarity_torch.pairs, x),
-        "a pair at a time, norms kept": partial(similarity_torch.pairs_cached, x),
-        "a pair at a time, Gram matrices kept": partial(similarity_torch.grams_cached, x),
-        "Gram matrices alone": bench.Way(lambda: torch.bmm(x, x.transpose(1, 2)), limit=True),
-    }
-    absent = {}
-    if has("ckatorch"):
-        from ckatorch import cka_base
-
-        chosen = [(i, j) for i in range(0, 30, 6) for j in range(i)]
-        ways["ckatorch"] = bench.Way(
-            lambda: torch.stack([cka_base(x[i], x[j]) for i, j in chosen]),
-            part=lambda whole: torch.stack([whole[i, j] for i, j in chosen]),
-            scale=435 / len(chosen), note=f"{len(chosen)} of 435 pairs; it computes in float64",
-        )  # fmt: skip
-    else:
-        absent["ckatorch"] = NO_PEERS
+def attention() -> bench.Case:
+    """What a layer's heads look at."""
+    q, k = random(9, 512, 64), random(3, 512, 64, seed=1)
+    own = kernels.attn_stats
     return bench.Case(
-        "linear_cka: 30 layers, 512 positions, d 576, all 435 pairs (plain torch)",
-        "linear_cka", ways, tolerance=2e-4, rounds=5, absent=absent,
-        targets={"a pair at a time": 25.0, "a pair at a time, norms kept": 10.0},
-        flops=2.0 * 30 * 512 * 512 * 576 + 2.0 * 30 * 30 * 512 * 512,
-    )  # fmt: skip
-
-
-def angles() -> bench.Case:
-    """All pairs of layers at every position."""
-    x = streams(512)
-    return bench.Case(
-        "angular_distance: 30 layers, 512 positions, d 576, all pairs (plain torch)",
-        "angular_distance",
+        "attn_stats: 9 heads (3 of keys), 512 positions, causal",
+        "attn_stats",
         {
-            "angular_distance": partial(angular_distance, x),
-            "a pair at a time": partial(similarity_torch.angles, x),
-            "reading the features once": bench.read(x.nbytes),
-        },
-        tolerance=2e-4, bytes=x.nbytes,
-    )  # fmt: skip
-
-
-def sae() -> bench.Case:
-    """Decoding of TopK codes."""
-    from lwlab.features import decode, dense, encode
-
-    x, w = random(512, 576), random(16384, 576, seed=1) / 24
-    code = encode(x, w, None, 32)
-    z = dense(code)
-    return bench.Case(
-        "features.decode: 512 rows, 16,384 features, 32 active, d 576 (plain torch)", "decode",
-        {
-            "decode": lambda: decode(code, w),
-            "dense product": lambda: z @ w,
-            "gather and sum": lambda: torch.einsum(
-                "nk,nkd->nd", code.values.view(512, 32), w[code.ids.view(512, 32)]
+            "attn_stats": lambda: tuple(own(q, k))[:4],
+            "best torch: 64 queries at a time, only keys they see": partial(
+                attention_torch.chunked, q, k
             ),
-            "reading the active rows once": bench.read(512 * 32 * 576 * 4),
-            "encoding (for scale)": bench.Way(lambda: encode(x, w, None, 32), limit=True),
-        },
-        tolerance=1e-3, bytes=512 * 32 * 576 * 4,
-    )  # fmt: skip
-
-
-def corpus() -> bench.Case:
-    """One pass of statistics against keeping everything."""
-    from lwlab.tracing import engine
-    from lwlab.tracing.online import observe
-    from lwlab.tracing.read import addresses
-
-    texts = lw.tasks.corpus(tokens=64, model=model(), n=8)
-    tokens = model().tokens(texts)
-    reads = addresses(model(), ["resid_post"], model().anatomy.layers(None))
-
-    def keep_all() -> dict[str, torch.Tensor]:
-        x = features_of(model(), texts, "resid_post", model().anatomy.layers(None), 1).double()
-        shares = torch.tensor([0.01, 0.5, 0.99]).double()
-        q = torch.quantile(x, shares, dim=1, interpolation="lower")
-        return {"mean": x.mean(1), "std": x.std(1, correction=0), "max": x.amax(1), "q": q * 0}
-
-    def one_pass() -> Any:
-        return lw.corpus_stats(model(), texts, "resid_post", quantiles=[0.01, 0.5, 0.99])
-
-    def seen(r: Any) -> dict[str, torch.Tensor]:
-        if isinstance(r, dict):
-            return r
-        out = {n: torch.tensor(r[f"resid_post_{n}"].values) for n in ("mean", "std", "max")}
-        # Quantiles are within 5 % by design (tested); only their number is compared here.
-        return out | {"q": torch.tensor(r.resid_post_quantile.values) * 0}
-
-    return bench.Case(
-        f"corpus_stats: resid_post of 30 layers, {int(tokens.mask.sum())} tokens (plain torch)",
-        "corpus_stats",
-        {
-            "corpus_stats": one_pass,
-            "keep all, then compute": keep_all,
-            "forward pass alone": bench.Way(
-                lambda: engine.run(model(), tokens, reads, logits=None), limit=True
+            "torch, 64 queries at a time, all keys": partial(
+                attention_torch.chunked, q, k, skip=False
+            ),
+            "torch, the whole pattern": partial(attention_torch.full, q, k),
+            "matrix products alone": bench.Way(
+                partial(attention_torch.product_only, q, k), limit=True
             ),
         },
-        compare=seen, tolerance=1e-3, rounds=5,
+        tolerance=1e-3,
+        targets={
+            "torch, 64 queries at a time, all keys": 1.5, "torch, the whole pattern": 3.5,
+        },
+        flops=9.0 * 512 * 513 * 64,
         figures={
-            "kB a token if kept": 30 * 576 * 4 / 1e3,
-            "MB of state whatever the corpus": sum(
-                t.numel() * t.element_size() / 1e6
-                for u in observe(model(), texts[:1], "resid_post").units.values()
-                for o in (u.moments, u.quantiles, u.tops) for t in vars(o).values()
-                if isinstance(t, torch.Tensor)
+            "backend": own(q, k).backend,
+            "peak MB at 4,096 positions": bench.peak_mb(
+                partial(own, random(9, 4096, 64), random(3, 4096, 64))
+            ),
+            "peak MB, the whole pattern": bench.peak_mb(
+                partial(attention_torch.full, random(9, 4096, 64), random(3, 4096, 64))
             ),
         },
+    )  # fmt: skip
+
+
+def decode(d: int, neurons: int, layers: int, off: float, chess: bool = False) -> bench.Case:
+    """One token through the MLPs of some layers, with a part of their neurons."""
+    own = kernels.sparse_mlp
+    x = random(1, d)
+    weights = [[random(neurons, d, seed=3 * i + j) * 0.05 for j in range(3)] for i in range(layers)]
+    gates, ups, downs_t = (list(column) for column in zip(*weights))
+    downs = [w.T.contiguous() for w in downs_t]
+    keep = round(neurons * (1 - off))
+
+    def each(run: Any, *lists: Any) -> Any:
+        return lambda: torch.stack([run(x, *parts) for parts in zip(*lists)])
+
+    dense = bench.Way(each(mlp_torch.dense, gates, ups, downs), checked=False)
+    limits = {"dense": dense, "reading the neurons once": bench.read(layers * keep * 3 * d * 4)}
+    if chess:
+        cuts = [mlp_torch.silu(x @ g.T).abs().quantile(off).item() for g in gates]
+        subject = "sparse_mlp, thresholds"
+        ways: dict[str, Any] = {
+            subject: each(
+                lambda x, g, u, n, t: own(x, g, u, n, threshold=t).y, gates, ups, downs_t, cuts
+            ),
+            "torch, thresholds": each(mlp_torch.chess, gates, ups, downs_t, cuts),
+        }
+        size = layers * (neurons + 2.0 * keep) * d * 4
+        limits["reading the neurons once"] = bench.read(int(size))
+    else:
+        gen = torch.Generator().manual_seed(0)
+        sets = [torch.randperm(neurons, generator=gen)[:keep].sort().values for _ in weights]
+        packed = [[m[i].contiguous() for m in w] for w, i in zip(weights, sets)]
+        subject = "sparse_mlp"
+        ways = {
+            subject: each(
+                lambda x, g, u, n, i: own(x, g, u, n, idx=i).y, gates, ups, downs_t, sets
+            ),
+            "torch, W[idx]": each(mlp_torch.indexed, gates, ups, downs_t, sets),
+            "torch, set packed beforehand": each(
+                lambda x, g, u, n: mlp_torch.silu(x @ g.T) * (x @ u.T) @ n, *zip(*packed)
+            ),
+            "dense, the rest set to zero": each(mlp_torch.without, gates, ups, downs, sets),
+        }
+        size = layers * keep * 3.0 * d * 4
+    # Only d = 2048 at 90 % has a target; the others are reported.
+    return bench.Case(
+        f"{subject}: one token, {layers} MLP(s) of {neurons} neurons, d {d}, {off:.0%} off",
+        subject, ways | limits, tolerance=1e-3, bytes=size, null="dense",
+        targets={"dense": 5.0} if off > 0.8 and d == 2048 and not chess else {},
+        figures={"backend": own(x, *(w for w in weights[0]), threshold=1.0).backend},
     )  # fmt: skip
 
 
@@ -274,8 +228,11 @@ CASES = {
     "quant-table-2048x2048": partial(table, 2048, 2048, 128),
     "fake-quant-1536x576": partial(fake, 1536, 576, 64),
     "fake-quant-2048x2048": partial(fake, 2048, 2048, 128),
-    "cka": cka,
-    "angles": angles,
-    "sae-decode": sae,
-    "corpus-stats": corpus,
+    "attention": attention,
+    "sparse-mlp-576": partial(decode, 576, 1536, 30, 0.9),
+    "sparse-mlp-2048": partial(decode, 2048, 8192, 1, 0.9),
+    "sparse-mlp-2048-half": partial(decode, 2048, 8192, 1, 0.5),
+    "chess-576": partial(decode, 576, 1536, 30, 0.9, chess=True),
+    "chess-2048": partial(decode, 2048, 8192, 1, 0.9, chess=True),
+    "chess-2048-half": partial(decode, 2048, 8192, 1, 0.5, chess=True),
 }

@@ -5,6 +5,8 @@ Formulas and storage (a float16 scale a group) are those of `lwlab_kernels.quant
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -63,3 +65,26 @@ def fake_torchao(w: torch.Tensor, bits: int, group: int) -> torch.Tensor:
     s = s.float()
     codes = quantize_affine(w, block, s, zero, torch.int8, -top, top)
     return dequantize_affine(codes, block, s, zero, torch.int8, -top, top)
+
+
+def gptq(w: torch.Tensor, hessian: torch.Tensor, bits: int, group: int, block: int = 128) -> Any:
+    """GPTQ in the layout of the paper, rows of outputs: each column is a strided slice."""
+    n, top = w.shape[1], 2 ** (bits - 1) - 1
+    h = hessian.clone()
+    h.diagonal().add_(0.01 * h.diagonal().mean())
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
+    u = torch.linalg.cholesky(inverse, upper=True)
+    x, out, s = w.clone(), torch.empty_like(w), w.new_empty(len(w))
+    for start in range(0, n, block):
+        stop = min(start + block, n)
+        errors = w.new_empty(len(w), stop - start)
+        for j in range(start, stop):
+            if j % group == 0:
+                s = (x[:, j : j + group].abs().amax(1) / top).half().float()
+            q = torch.round(x[:, j] * (1 / s)).clamp_(-top, top) * s
+            out[:, j] = q
+            e = (x[:, j] - q) / u[j, j]
+            errors[:, j - start] = e
+            x[:, j + 1 : stop] -= torch.outer(e, u[j, j + 1 : stop])
+        x[:, stop:] -= errors @ u[start:stop, stop:]
+    return out

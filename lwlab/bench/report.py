@@ -89,7 +89,7 @@ def _line(way: Mapping[str, Any]) -> str:
     if way["kind"] != "subject":
         times = f"{ratio['median']:.3g} ({ratio['min']:.3g} .. {ratio['max']:.3g})"
     apart = f"{way['difference']:.2g}" if "difference" in way else ""
-    target = f"at least {way['target']:g}: {way['verdict']}" if "target" in way else ""
+    target = f"at least {way['target']:.3g}: {way['verdict']}" if "target" in way else ""
     return f"| {name} | {_sig(cpu)} | {times} | {apart} | {target} |"
 
 
@@ -104,8 +104,6 @@ def _foot(case: Mapping[str, Any]) -> str:
         f"({null['min']:.3g} .. {null['max']:.3g})"
         + ("" if case["quiet"] else ": INCONCLUSIVE, the machine was too busy")
     ]
-    limits = [w for w in case["ways"] if w["kind"] == "limit"]
-    parts += [f"{100 * w['ratio']['median']:.0f} % of {w['name']}" for w in limits]
     names = {"gflop_per_s": "GFLOP/s", "gb_per_s": "GB/s"}
     parts += [f"{v:.3g} {names[k]}" for k, v in case["rates"].items()]
     parts += [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
