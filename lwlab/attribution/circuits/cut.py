@@ -87,9 +87,10 @@ class Cutter:
         n = len(self.pair)
         room = int(self.memory // (2 * self._row_bytes))
         out = torch.zeros(len(cut), n)
+        alike = cut.flatten(1).sum(1).argsort()  # a run is as cheap as its least sparse circuit
         for rows in self.pair.chunks(min(n, room)):
             others = self._others(rows)
-            for part in torch.split(torch.arange(len(cut)), max(1, room // len(rows))):
+            for part in torch.split(alike, max(1, room // len(rows))):
                 work = _Run(self, cut[part], others)
                 data = self.pair.batch(self.pair.clean, rows.repeat(len(part)))
                 found = self.reader.run(data, work.edits(), rows.repeat(len(part)))
@@ -158,11 +159,13 @@ class _Run:
     def __init__(self, cutter: Cutter, cut: Tensor, others: Tensor) -> None:
         self.model, self.graph, self.wiring = cutter.model, cutter.graph, cutter.wiring
         self.norms, self.shares, self.others = cutter.norms, cutter.shares, others
-        self.cut = cut.to(others.device, torch.float32).transpose(1, 2).contiguous()
+        self.cut = cut.transpose(1, 2)
+        self.kept = torch.from_numpy(self.graph.exists.T) & ~self.cut
         n, _, t, d = others.shape
         self.shape = (len(cut), n, t, d)
         self.gaps = others.new_empty(len(cut), len(self.graph.senders), n, t, d)
-        self.stream = others
+        self.stream, self.all_cut = others, others
+        self.total: Tensor | None = None  # the sum of all gaps so far
         self.normed: dict[int, Tensor] = {}
 
     def edits(self) -> list[Edit]:
@@ -185,7 +188,14 @@ class _Run:
 
     def _look(self, site: Tensor) -> Tensor:
         self.stream = site.clone()  # some blocks add to it in place
+        self._meet()
         return site
+
+    def _meet(self) -> None:
+        """Note the stream as it would be with every edge into it cut: x + sum of all gaps."""
+        assert self.total is not None
+        self.stream = self.stream.float().view(len(self.cut), 1, -1)
+        self.all_cut = self.stream + self.total
 
     def _enter(self, layer: int) -> Map:
         def step(site: Tensor) -> Tensor:
@@ -201,19 +211,25 @@ class _Run:
         k = outputs.shape[1]
         own = outputs.float().view(c, n, k, t, d).transpose(1, 2)
         theirs = self.others[:, first : first + k].transpose(0, 1)
-        torch.sub(theirs[None], own, out=self.gaps[:, first : first + k])
+        new = torch.sub(theirs[None], own, out=self.gaps[:, first : first + k])
+        total = new.sum(1).view(c, 1, n * t * d)
+        self.total = total if self.total is None else self.total + total
 
     def _streams(self, columns: slice) -> Tensor:
         """x_r of receivers that all read the same senders: [circuits, receivers, rows, t, d]."""
         c, n, t, d = self.shape
-        x = self.stream.float().view(c, 1, n * t * d)
-        many = columns.stop - columns.start
         before = int(self.graph.exists[:, columns.start].sum())
-        table = self.cut[:, columns, :before]
-        if not bool(table.any()):
-            return x.expand(c, many, -1).reshape(c, many, n, t, d)
-        gaps = self.gaps[:, :before].reshape(c, before, n * t * d)
-        return torch.baddbmm(x.expand(c, many, -1), table, gaps).view(c, many, n, t, d)
+        # Add what is cut to the stream, or take what is kept from the stream of the other run:
+        # whichever concerns fewer senders.
+        cut, kept = (m[:, columns, :before] for m in (self.cut, self.kept))
+        (i, j) = (m.flatten(0, 1).any(0).nonzero()[:, 0] for m in (cut, kept))
+        x, table, at = (self.stream, cut, i) if len(i) <= len(j) else (self.all_cut, kept, j)
+        x = x.expand(c, table.shape[1], -1)
+        if len(at):
+            gaps = self.gaps[:, :before] if len(at) == before else self.gaps[:, at.to(x.device)]
+            weights = table[..., at].to(x) * (1 if table is cut else -1)
+            x = torch.baddbmm(x, weights, gaps.reshape(c, len(at), n * t * d))
+        return x.reshape(c, -1, n, t, d)
 
     def _project(self, site: str, layer: int) -> Map:
         tap = self.model.anatomy.taps[site]
@@ -273,5 +289,6 @@ class _Run:
 
     def _end(self, site: Tensor) -> Tensor:
         self.stream = site
+        self._meet()
         columns = self.wiring.columns(("logits", self.graph.n_layers))
         return self._streams(columns).reshape(site.shape).to(site.dtype)

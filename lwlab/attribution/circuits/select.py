@@ -104,9 +104,20 @@ def _grown(graph: Graph, n: int, rng: np.random.Generator, tries: int = 500) -> 
     Beside "input->logits" alone, say, no single edge can be added: then begin again.
     """
     out: Bools = np.zeros(graph.exists.shape, bool)
+    # Senders stand in the order of the forward pass: a receiver reads the first so many.
+    into = [int(k) for k in graph.exists.sum(0)]
+    behind = [[int(r) for r in np.flatnonzero(column)] for column in graph.feeds.T]
     left, failed = n, 0
     while left:
-        new = _way(graph, rng, out)
+        receiver = graph.receiver("logits")
+        new: list[tuple[int, int]] = []
+        while True:
+            sender = int(rng.random() * into[receiver])
+            if not out[sender, receiver]:
+                new.append((sender, receiver))
+            if not behind[sender]:
+                break
+            receiver = behind[sender][int(rng.random() * len(behind[sender]))]
         if not new or len(new) > left:
             failed += 1
             if failed > tries:
@@ -116,19 +127,6 @@ def _grown(graph: Graph, n: int, rng: np.random.Generator, tries: int = 500) -> 
             out[edge] = True
         left, failed = left - len(new), 0
     return out
-
-
-def _way(graph: Graph, rng: np.random.Generator, have: Bools) -> list[tuple[int, int]]:
-    """The edges of one random way that are not there yet."""
-    receiver, new = graph.receiver("logits"), []
-    while True:
-        sender = int(rng.choice(np.flatnonzero(graph.exists[:, receiver])))
-        if not have[sender, receiver]:
-            new.append((sender, receiver))
-        inputs = np.flatnonzero(graph.feeds[:, sender])
-        if not len(inputs):
-            return new
-        receiver = int(rng.choice(inputs))
 
 
 def _thinned(graph: Graph, n: int, rng: np.random.Generator) -> Bools:
