@@ -187,6 +187,7 @@ def circuit(
         assert keep is not None
         edges = selector(select)(graph, rank, count(graph, keep))
     about = provenance(select=select if above is None else f"above {above}", absolute=absolute)
+    about["technique"] = technique_of(scores)
     return Circuit(graph, edges, values, {**scores.attrs, **about})
 
 
@@ -223,6 +224,13 @@ def mean_scores(scores: xr.DataArray) -> tuple[Graph, Floats]:
     if not np.isfinite(table).all():
         raise BadInput(f"{int((~np.isfinite(table)).sum())} scores are NaN or infinite")
     return graph_of(scores), table
+
+
+def technique_of(scores: xr.DataArray) -> str:
+    """Return which technique made the scores, "" where they do not say."""
+    if scores.coords.get("technique") is not None and scores.technique.size == 1:
+        return str(scores.technique.values.item())
+    return str(scores.attrs.get("technique", ""))
 
 
 def graph_of(scores: xr.DataArray) -> Graph:

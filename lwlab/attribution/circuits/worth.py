@@ -22,7 +22,7 @@ from lwlab.attribution.circuits.cut import MEMORY, Cutter, Value
 from lwlab.attribution.circuits.graph import Bools
 from lwlab.attribution.circuits.scale import Asked, Scale, cutter_of
 from lwlab.attribution.circuits.select import random_edges, selector
-from lwlab.attribution.circuits.subgraph import Circuit, mean_scores
+from lwlab.attribution.circuits.subgraph import Circuit, mean_scores, technique_of
 from lwlab.errors import BadInput
 from lwlab.models.model import Model
 from lwlab.results import label
@@ -231,7 +231,7 @@ def _ranked(scores: xr.DataArray) -> tuple[list[str], list[Any]]:
         names = [str(t) for t in scores.technique.values]
         return names, [mean_scores(scores.sel(technique=t)) for t in names]
     found = mean_scores(scores)
-    return [str(scores.attrs.get("technique", "scores"))], [found]
+    return [technique_of(scores) or "scores"], [found]
 
 
 def _named(circuits: Any) -> dict[str, Circuit]:
