@@ -137,6 +137,11 @@ class Pair:
         clean, corrupt = self._metrics
         return clean, corrupt
 
+    def know(self, clean: torch.Tensor, corrupt: torch.Tensor) -> None:
+        """Keep d(x) and d(x') that were measured elsewhere, [prompts]."""
+        if not self._metrics:
+            self._metrics.extend((clean, corrupt))
+
     def _run(self, tokens: Tokens, at: list[Address], kept: Values, size: int = 64) -> None:
         parts: dict[Address, list[torch.Tensor]] = {a: [] for a in at}
         metric = []

@@ -75,8 +75,8 @@ def test_components_and_layers_are_checked(scores: Any, given: Any, toy_ioi: Any
 
 def test_sizes_of_work_must_be_positive(given: Any) -> None:
     model, task = given
-    with pytest.raises(BadInput, match="max_tokens=0"):
-        exact.scores(model, task, max_tokens=0)
+    with pytest.raises(BadInput, match="memory"):
+        exact.scores(model, task, memory=0)
     with pytest.raises(BadInput, match="batch_size=0"):
         atp.scores(model, task, batch_size=0)
     with pytest.raises(BadInput, match="steps=0"):

@@ -299,13 +299,29 @@ def test_a_result_says_what_it_is(toy: Toy, tmp_path: Path) -> None:
     np.testing.assert_allclose(some.k.sel(layer=[0, 2]).values, got.k.values[..., 1:], atol=1e-6)
 
 
+@pytest.mark.parametrize("engine", ["packed", "resume", "plain"])
+def test_a_site_can_be_edited_whole(engine: Any, toy: Toy) -> None:
+    model = toy("qwen3")
+    task = uneven(model)
+    sites = ["q", "k", "v", "head_out", "neurons"]
+    got = lw.sweep(
+        model, task, sites, layers=[1], positions=["name", -1], split=False, engine=engine
+    )
+    for site in sites:
+        assert got[site].dims == ("prompt", "layer", "position")
+        for i, t in enumerate(task.lengths.tolist()):
+            for j, p in enumerate((int(task.positions["name"][i]), t - 1)):
+                want = one_cell(model, task, site, 1, p, i, None, "patch")
+                np.testing.assert_allclose(float(got[site][i, 0, j]), want, atol=1e-5)
+
+
 def test_prompts_are_taken_as_many_at_a_time_as_the_budget_holds(toy: Toy) -> None:
     model = toy("llama")
     task = uneven(model)
 
     def job(memory: float) -> Job:
         asked = check(
-            model, task, "v", None, None, None, "patch", None, None, memory, 1, True, 0, 1.0
+            model, task, "v", None, None, None, "patch", None, None, memory, 1, True, True, 0, 1.0
         )
         return Job(asked, "packed", None)
 

@@ -40,7 +40,7 @@ class Job:
         self.chunks = list(self._chunks())
         self.store = Store(request, path)
         n = len(request.prompts.tokens)
-        self.base_metric = np.full(n, np.nan)
+        self.base_metric, self.donor_metric = np.full(n, np.nan), np.full(n, np.nan)
         self.cells = sum(
             int((request.prompts.wanted >= 0).sum()) * len(request.layers) * len(s.units)
             for s in request.specs
@@ -83,6 +83,8 @@ class Job:
         if r.prompts.donors is not None:
             donors = _some(r.prompts.donors, prompts)
             donor = observe(r.model, donors, r.addresses())
+            known = scored(r.task, prompts, donor.logits)
+            self.donor_metric[prompts] = known.double().cpu().numpy()
             differ = (donors.ids != _some(tokens, prompts).ids).cpu().numpy()
             first = np.where(differ.any(1), differ.argmax(1), base.lengths)
         self.base_metric[prompts] = scored(r.task, prompts, base.logits).double().cpu().numpy()

@@ -38,6 +38,8 @@ def labelled(job: Job, complete: bool) -> xr.Dataset:
         "skipped": job.skipped, "rows": job.rows, "flops": job.flops, "complete": complete,
         "memory": r.memory, "edit_seed": r.seed, "edit_scale": r.scale, "paper": "2404.15255",
     }  # fmt: skip
+    if r.prompts.donors is not None:
+        attrs["donor_metric"] = job.donor_metric.tolist()
     return xr.Dataset(variables, coords, provenance(r.model, r.task, **attrs))
 
 

@@ -106,6 +106,7 @@ def check(
     reference: Prompts | None,
     memory: float,
     neuron_blocks: int,
+    split: bool,
     skip: bool,
     seed: int,
     scale: float,
@@ -122,7 +123,11 @@ def check(
     into = into or ("corrupt" if edit == "patch" else "clean")
     _check_model(model, task)
     chosen = tuple(sorted(set(model.anatomy.layers(layers))))
-    specs = tuple(_spec(model, s, heads, neuron_blocks) for s in _sites(model, sites))
+    if split and neuron_blocks < 1:
+        raise BadInput(f"neuron_blocks={neuron_blocks}: give at least one")
+    specs = tuple(
+        _spec(model, s, heads, neuron_blocks if split else 0) for s in _sites(model, sites)
+    )
     if heads is not None and not any(s.unit in ("head", "kv_head") for s in specs):
         raise BadInput(f"heads={heads!r}: none of the sites {[s.site for s in specs]} has heads")
     tokens = task.tokens(model, into).pad("right")
@@ -180,7 +185,7 @@ def _sites(model: Model, sites: str | Iterable[str]) -> list[str]:
 
 def _spec(model: Model, site: str, heads: Indices, blocks: int) -> Spec:
     unit = next((UNITS[d] for d in SITES[site].dims if d in UNITS), None)
-    if unit is None:
+    if unit is None or not blocks:
         return Spec(site, None)
     if unit == "neuron_block":
         d = model.anatomy.d_mlp

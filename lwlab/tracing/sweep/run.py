@@ -39,6 +39,7 @@ def sweep(
     progress: Progress = None,
     resume: str | os.PathLike[str] | None = None,
     neuron_blocks: int = 16,
+    split: bool = True,
     seed: int = 0,
     scale: float = 1.0,
 ) -> xr.Dataset:
@@ -47,6 +48,7 @@ def sweep(
     S(s, l, p, u) = m(x; a[s, l, p, u] <- a') - m(x): m the task's metric at the last token, x the
     prompts `into` names, a' the new value of one cell: one site, layer and position, and one head
     (sites with heads), key/value head (k, v) or block of neurons (`neuron_blocks` to a layer).
+    With `split=False`, a site's heads or neurons are edited all at once.
     Nothing is approximated: engines differ only in what they do not compute twice.
 
     `edit`, with a the value in the unedited run:
@@ -79,7 +81,7 @@ def sweep(
     """
     request = check(
         model, task, sites, layers, positions, heads, edit, into, reference, memory,
-        neuron_blocks, skip, seed, scale,
+        neuron_blocks, split, skip, seed, scale,
     )  # fmt: skip
     job = Job(request, engine, resume)
     complete = True
@@ -113,6 +115,7 @@ def sweep_plan(
     progress: Progress = None,
     resume: str | os.PathLike[str] | None = None,
     neuron_blocks: int = 16,
+    split: bool = True,
     seed: int = 0,
     scale: float = 1.0,
 ) -> Plan:
@@ -123,7 +126,7 @@ def sweep_plan(
     """
     request = check(
         model, task, sites, layers, positions, heads, edit, into, reference, memory,
-        neuron_blocks, skip, seed, scale,
+        neuron_blocks, split, skip, seed, scale,
     )  # fmt: skip
     with torch.no_grad():
         return Job(request, engine, resume).plan()
