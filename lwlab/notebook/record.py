@@ -39,13 +39,7 @@ def facts(values: Mapping[str, Any], seconds: float, peak_memory_mb: float) -> d
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, lwlab and the libraries its numbers depend on."""
-    found = {"lwlab": __version__, "python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {"lwlab": __version__, "python": platform.python_version(), **_libraries()}
 
 
 def hardware() -> dict[str, Any]:
@@ -62,6 +56,17 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@cache
+def _libraries() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 @cache
