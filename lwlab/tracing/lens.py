@@ -210,7 +210,8 @@ def _labelled(
     at: list[int] | None,
 ) -> xr.Dataset:
     known, where = np.unique(out["token_id"], return_inverse=True)
-    names = [s if i >= 0 else "" for i, s in zip(known, token_strings(model.tokenizer, known))]
+    real = token_strings(model.tokenizer, [int(i) for i in known if i >= 0])
+    names = ["", *real] if -1 in known else real
     out = {"token": np.array(names)[where].reshape(out["token_id"].shape), **out}
     dims = ("prompt", "layer", "position")
     coords = {"layer": layers, **labels.position_coords(tokens, at)}
