@@ -19,6 +19,7 @@ from lwlab.bench.protocol import Case, Timed
 from lwlab.claims import read_claims
 from lwlab.notebook import parameters, source_hash
 from lwlab.runs import rows
+from lwlab.runs.cluster import CONFIG
 from lwlab.runs.run import effective, open_notebook
 
 EMPTY = """\
@@ -34,8 +35,10 @@ lw.claim("empty.seed", measured=seed, expect=">= 0", kind="paper")
 @cache
 def client() -> Any:
     """One worker, a thread of this process."""
+    import dask
     from distributed import Client, LocalCluster
 
+    dask.config.set(CONFIG)  # as a sweep's own workers have it
     cluster = LocalCluster(
         n_workers=1, threads_per_worker=1, processes=False,
         dashboard_address=None,

@@ -20,7 +20,7 @@ _WAIT = 10  # seconds to reach a scheduler
 # A row runs twice at most: a worker killed by something else may deserve a second try, a row that
 # kills its worker does not deserve a third. One row a worker, none queued there: what a dying
 # worker takes with it is the row it was running.
-_CONFIG = {
+CONFIG = {
     "distributed.scheduler.allowed-failures": 1,
     "distributed.scheduler.worker-saturation": 1.0,
     "distributed.worker.profile.enabled": False,
@@ -54,7 +54,7 @@ def local(workers: int, memory_mb: float, dashboard: bool) -> Iterator[Any]:
     from distributed import Client, LocalCluster
 
     _refuse_inside_a_worker()
-    with dask.config.set(_CONFIG), warnings.catch_warnings():
+    with dask.config.set(CONFIG), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Port .* is already in use")
         try:
             cluster = LocalCluster(
