@@ -268,6 +268,31 @@ def test_arguments_are_left_alone(backend: str, device: str) -> None:
     assert torch.equal(w, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_out_takes_the_weights(backend: str, device: str, dtype: torch.dtype) -> None:
+    w = sample(2, 4, 2, 8).to(device, dtype)
+    want = fake_quant(w, 3, 8, backend=backend).weight
+    for out in (torch.empty_like(w), torch.empty(16, 4, device=device, dtype=dtype).T, w):
+        found = fake_quant(w, 3, 8, out=out, backend=backend)
+        assert found.weight.data_ptr() == out.data_ptr()
+        assert torch.equal(out, want)
+    with pytest.raises(BadInput, match="must be as w"):
+        fake_quant(w, 3, 8, out=out[:2])
+
+
+def test_threads_change_nothing() -> None:
+    w = sample(4, 37, 3, 8)
+    one = quant_error_table(w, 8), fake_quant(w, 4, 8, False)
+    torch.set_num_threads(3)
+    try:
+        three = quant_error_table(w, 8), fake_quant(w, 4, 8, False)
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(one[0].error, three[0].error)
+    assert torch.equal(one[1].weight, three[1].weight)
+    assert torch.equal(one[1].scale, three[1].scale)
+
+
 def test_triton_in_the_interpreter(interpreter: Callable[[str], str]) -> None:
     interpreter(__file__)
 

@@ -69,28 +69,35 @@ def fake_quant(
     group: int | None = None,
     symmetric: bool = True,
     *,
+    out: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> FakeQuant:
     """Round `w` [rows, columns] to `bits` bits and back (see the module for the formulas).
 
-    group: columns that share a scale, None for the whole row. The work is done in float32 (float64
-    for a float64 `w`, torch alone) and the result has w's type: half and bfloat16 round once more.
-    Backends agree bit for bit; against float64 arithmetic an element whose w / s is within 1e-5 of
-    a tie may land one step away.
+    group: columns that share a scale, None for the whole row. out: where to write the weights,
+    which may be `w` itself (fresh memory costs more time than the rounding). The work is done in
+    float32 (float64 for a float64 `w`, torch alone) and the result has w's type: half and bfloat16
+    round once more. Backends agree bit for bit; against float64 arithmetic an element whose w / s
+    is within 1e-5 of a tie may land one step away.
 
     Raises BadInput for a `w` that is no float matrix, bits outside 1..8, a group that does not
-    divide the columns, or a backend that cannot run here; UnknownName for one that does not exist.
+    divide the columns, an `out` of another shape, type or device, or a backend that cannot run
+    here; UnknownName for one that does not exist.
     """
     (bits,), group = check(w, bits, group)
-    chosen = _backend(backend, w)
+    if out is not None and (out.shape, out.dtype) != (w.shape, w.dtype):
+        raise BadInput(
+            f"out is {out.dtype} {tuple(out.shape)}; it must be as w, {w.dtype} {tuple(w.shape)}"
+        )
+    chosen = _backend(backend, w, out)
     if chosen == "numba" and w.numel():
         from lwlab_kernels.quant.cpu import fake_quant as run
     elif chosen == "triton" and w.numel():
         from lwlab_kernels.quant.gpu import fake_quant as run
     else:
         from lwlab_kernels.quant.reference import fake_quant as run
-    out, scale, offset = run(w.detach(), bits, group, symmetric)
-    return FakeQuant(out, scale, offset, chosen)
+    found = run(w.detach(), bits, group, symmetric, None if out is None else out.detach())
+    return FakeQuant(*found, chosen)
 
 
 def quant_error_table(

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 import torch
 
-from lwlab_kernels._numba import FAST, array, rint
+from lwlab_kernels._numba import FAST, array, rint, spread
 
 # `arcp` would turn a division by q_max into a product, and the scale into its neighbour.
 _EXACT: dict[str, Any] = {**FAST, "fastmath": FAST["fastmath"] - {"arcp"}}
@@ -125,14 +125,14 @@ def _four(x: Any, k: Any, z: Any, s: Any, inverse: Any) -> Any:
 
 @numba.njit(**_EXACT)
 def _table(
-    w: Any, raw: Any, bits: Any, group: int, symmetric: bool, c: Any, error: Any, norm: Any,
-    lost: Any,
+    begin: int, stop: int, w: Any, raw: Any, bits: Any, group: int, symmetric: bool, c: Any,
+    error: Any, norm: Any, lost: Any,
 ) -> None:  # fmt: skip
     need_mean = symmetric and bits.min() == 1
     n = len(bits)
     scale, inverse = np.zeros(n + 4, np.float32), np.zeros(n + 4, np.float32)
     which = np.zeros(n, np.int64)
-    for r in range(w.shape[0]):
+    for r in range(begin, stop):
         for start in range(0, w.shape[1], group):
             x = w[r, start : start + group]
             k = None if c is None else c[start : start + group]
@@ -170,9 +170,10 @@ def _table(
 
 @numba.njit(**_EXACT)
 def _fake(
-    w: Any, raw: Any, bits: int, group: int, symmetric: bool, out: Any, scale: Any, offset: Any
-) -> None:
-    for r in range(w.shape[0]):
+    begin: int, stop: int, w: Any, raw: Any, bits: int, group: int, symmetric: bool,
+    out: Any, scale: Any, offset: Any,
+) -> None:  # fmt: skip
+    for r in range(begin, stop):
         for g in range(w.shape[1] // group):
             start = g * group
             x, y = w[r, start : start + group], out[r, start : start + group]
@@ -198,14 +199,17 @@ def _fake(
 
 
 def fake_quant(
-    w: torch.Tensor, bits: int, group: int, symmetric: bool
+    w: torch.Tensor, bits: int, group: int, symmetric: bool, out: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """See `reference.fake_quant`."""
     x = array(w)
-    out = torch.empty(w.shape)
+    direct = out is not None and out.dtype == torch.float32 and out.is_contiguous()
+    y = out if direct and out is not None else torch.empty(w.shape)
     scale, offset = (torch.empty(len(w), w.shape[1] // group) for _ in range(2))
-    _fake(x, x.view(np.int32), bits, group, symmetric, out.numpy(), scale.numpy(), offset.numpy())
-    return out.to(w.dtype), scale.half(), None if symmetric else offset.half()
+    arrays = y.numpy(), scale.numpy(), offset.numpy()
+    spread(_fake, len(x), x, x.view(np.int32), bits, group, symmetric, *arrays)
+    y = y.to(w.dtype) if direct or out is None else out.copy_(y)
+    return y, scale.half(), None if symmetric else offset.half()
 
 
 def error_table(
@@ -223,6 +227,6 @@ def error_table(
     lost = torch.zeros(len(w), 1 + len(bits), dtype=torch.bool)
     wanted = np.asarray(bits, np.int64)
     out = error.numpy(), norm.numpy(), lost.numpy()
-    _table(x, x.view(np.int32), wanted, group, symmetric, c, *out)
+    spread(_table, len(x), x, x.view(np.int32), wanted, group, symmetric, c, *out)
     lost[:, 0] |= ~norm.isfinite()
     return error.masked_fill(lost[:, 1:], torch.nan), norm.masked_fill(lost[:, 0], torch.nan)

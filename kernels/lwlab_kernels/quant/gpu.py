@@ -102,20 +102,21 @@ def _fake(
 
 
 def fake_quant(
-    w: torch.Tensor, bits: int, group: int, symmetric: bool
+    w: torch.Tensor, bits: int, group: int, symmetric: bool, out: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """See `reference.fake_quant`."""
     x = w.contiguous()
     groups = x.shape[1] // group
-    out = torch.empty(x.shape, device=x.device)
+    y = torch.empty(x.shape, device=x.device)
     scale, offset = (torch.empty(len(x), groups, device=x.device) for _ in range(2))
     tile = triton.next_power_of_2(group)
     height = _height(tile)
     _fake[(triton.cdiv(len(x), height), groups)](
-        x, out, scale, offset, *x.shape, group, groups, bits,
+        x, y, scale, offset, *x.shape, group, groups, bits,
         ROWS=height, GROUP=tile, SYMMETRIC=symmetric,
     )  # fmt: skip
-    return out.to(w.dtype), scale.half(), None if symmetric else offset.half()
+    y = y.to(w.dtype) if out is None else out.copy_(y)
+    return y, scale.half(), None if symmetric else offset.half()
 
 
 def error_table(

@@ -42,14 +42,15 @@ def values(q: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None) ->
 
 
 def fake_quant(
-    w: torch.Tensor, bits: int, group: int, symmetric: bool
+    w: torch.Tensor, bits: int, group: int, symmetric: bool, out: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """W' in w's type, and the float16 scale and offset [rows, groups]."""
+    """W' in w's type (in `out`, if given), and the float16 scale and offset [rows, groups]."""
     x = groups(w, group)
     scale, offset = levels(x, bits, symmetric)
     q, _ = codes(x, scale, offset, bits)
-    out = values(q, scale, offset).reshape(w.shape).to(w.dtype)
-    return out, scale.squeeze(-1).half(), None if offset is None else offset.squeeze(-1).half()
+    y = values(q, scale, offset).reshape(w.shape).to(w.dtype)
+    y = y if out is None else out.copy_(y)
+    return y, scale.squeeze(-1).half(), None if offset is None else offset.squeeze(-1).half()
 
 
 def error_table(
