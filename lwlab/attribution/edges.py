@@ -79,8 +79,9 @@ def scores(
 
     Returns (prompt, sender, receiver), preceded by (technique) where several are named, 0 where
     there is no edge (see `circuits.Graph`), with coordinates `gap` and `steps` (prompt); divided by
-    mean m(x) - mean m(x') if `normalise`. `memory` bounds the bytes of activations and gradients
-    held at once, `progress(done, planned)` is told of passes of a prompt.
+    mean m(x) - mean m(x') if `normalise`. `memory` is the bytes of activations and gradients to be
+    held at once (an estimate; results take 4 bytes a cell besides), `progress(done, planned)` is
+    told of passes of a prompt.
 
     Raises, before any long run, UnknownName for a technique or rule, BadInput or MissingSite for a
     model without such edges (`Graph.of`) or without backward rules, an unfit task (`Pair.of`), and

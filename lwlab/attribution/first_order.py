@@ -188,6 +188,8 @@ class Driver:
 
     def _average(self, stage: Stage, chunk: Chunk, rows: torch.Tensor, steps: int) -> torch.Tensor:
         """Mean over the midpoints of `steps` equal parts of the way, for some of a chunk's rows."""
+        # Metrics are flat at both ends of the way and steep between, where equal steps close faster
+        # than Gauss's: on IOI, 20 steps leave 0.0008 of the effect open against 0.04.
         out = self._empty(len(chunk.rows), stage)
         items = rows.repeat_interleave(steps)
         way = ((torch.arange(steps) + 0.5) / steps).repeat(len(rows))

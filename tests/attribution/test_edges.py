@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from edges_by_hand import Wired
 from reference import RULED
 from torch import nn
@@ -230,3 +231,13 @@ def test_grouped_keys_are_the_sum_of_their_heads_keys(
             heads = [f"{layer}.kv{g * group + j}{kind}" for j in range(group)]
         total = full.sel(receiver=heads).sum("receiver")
         np.testing.assert_allclose(ours.sel(receiver=r).values, total.values, atol=3e-6)
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma2"])
+def test_half_precision_gives_the_same_edges_roughly(arch: str, toy: Any, toy_ioi: Any) -> None:
+    model, task = toy_ioi(arch)
+    half = lw.wrap(copy.deepcopy(model.module).bfloat16(), tokenizer=model.tokenizer, name="half")
+    given: dict[str, Any] = {"technique": ["eap", "eap-ig-inputs"], "tolerance": None}
+    ours, theirs = (edges.scores(m, task, normalise=False, **given) for m in (half, model))
+    assert ours.dtype == np.float32
+    assert float(xr.corr(ours, theirs)) > 0.99
