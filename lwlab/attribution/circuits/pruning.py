@@ -1,8 +1,9 @@
 """Exact pruning: edges are dropped when really cutting them changes too little.
 
-After ACDC (Conmy et al. 2023, arXiv:2304.14997): from the logits downwards, one receiver after the
-other, an edge goes when the metric moves by less than tau without it. Here the metric is the task's
-own, as a share of its whole effect, and the runs that do not wait for each other are made together.
+After ACDC (Conmy et al. 2023, arXiv:2304.14997): from the logits downwards, one sublayer's inputs
+after the other, an edge goes when the metric moves by less than tau without it. Here the metric is
+the task's own, as a share of its whole effect, and runs that do not wait for each other are made
+together.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def prune(
 ) -> Circuit:
     """Prune a circuit (or the whole graph) to the edges that each make a difference.
 
-    Receivers are visited from the logits downwards. At each, every edge into it is cut alone and f
+    Sublayers are visited from the logits downwards. At each, every edge into it is cut alone and f
     (see `worth`) measured; then, from the smallest change upwards, edges are cut one after the
     other for as long as each step changes f by less than `tau`. Edges that then dangle go too.
 
@@ -61,28 +62,33 @@ def prune(
     before = cutter.rows_run
     f, done = float(scale.run([kept])[0]), 0
     effect = np.full(kept.shape, np.nan)
-    for receiver in reversed(range(len(graph.receivers))):
-        senders = np.flatnonzero(kept[:, receiver])
-        if not len(senders):
+    for block in reversed(cutter.wiring.blocks):
+        here = np.zeros_like(kept)
+        here[:, cutter.wiring.columns(block)] = True
+        edges = list(zip(*np.nonzero(kept & here)))
+        if not edges:
             continue
-        tables = np.repeat(kept[None], len(senders), 0)
-        tables[np.arange(len(senders)), senders, receiver] = False
+        tables = np.repeat(kept[None], len(edges), 0)
+        for table, edge in zip(tables, edges):
+            table[edge] = False
         alone = f - scale.run(tables)
-        effect[senders, receiver] = alone
+        for edge, change in zip(edges, alone):
+            effect[edge] = change
         order = np.argsort(np.abs(alone), kind="stable")
-        little = [i for i in order if abs(alone[i]) < tau]
+        little = [int(i) for i in order if abs(alone[i]) < tau]
         steps = np.repeat(kept[None], len(little), 0)
         for j, i in enumerate(little):
-            steps[j:, senders[i], receiver] = False
+            for step in steps[j:]:
+                step[edges[i]] = False
         # The first step is already known: it is the smallest change alone.
-        after = [f - alone[i] for i in little[:1]]
+        after = [f - float(alone[i]) for i in little[:1]]
         after += [float(x) for x in scale.run(steps[1:])] if len(little) > 1 else []
-        for j, g in enumerate(after):
+        for step, g in zip(steps, after):
             if abs(g - f) >= tau:
                 break
-            f, kept = float(g), steps[j]
+            f, kept = g, step
         kept = trim(graph, kept)
-        done += len(senders)
+        done += len(edges)
         if progress is not None:
             progress(done, total)
     # What dangled was dropped unseen; where cut edges carry nothing or a mean, that may matter.
