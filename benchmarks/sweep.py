@@ -26,6 +26,7 @@ from peers.traces import Traces
 
 import lwlab as lw
 from lwlab import bench
+from lwlab.bench import report as bench_report
 
 TOLERANCE = 1e-4
 PEERS = Path(__file__).parent / "peers" / "transformer-lens.txt"
@@ -179,7 +180,7 @@ def short() -> bench.Case:
 
 def unlike() -> bench.Case:
     """The same for two prompts that have no token in common: every cell does something."""
-    g = Grid("resid_pre", questions.unlike(model(), 14), every_layer(), range(14), skip=True)
+    g = Grid("resid_pre", questions.unlike(model()), every_layer(), range(14), skip=True)
     g.peers(15)
     return g.compared("14 tokens, prompts without a common token, 30 x 14 cells", {}, 3)
 
@@ -225,3 +226,31 @@ CASES: dict[str, Callable[[], bench.Case]] = {
     "k": partial(site, "k", 4),
     "v": partial(site, "v", 4),
 }
+
+
+def summary(report: bench_report.Report) -> str:
+    """The README's table: a line a case, CPU time of others over lwlab's, and what it took."""
+    lines = [
+        "| sweep of smollm2-135m | lwlab, CPU s | one forward a cell | TransformerLens 4.3 "
+        "| of the rate of bare products | largest difference | peak MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in report["cases"].values():
+        ways = {w["name"]: w for w in case.get("ways", ())}
+        if not ways:
+            continue
+
+        def times(name: str, ways: dict[str, Any] = ways) -> str:
+            if name not in ways:
+                return ""
+            r = ways[name]["ratio"]
+            return f"{r['median']:.3g} x ({r['min']:.3g} .. {r['max']:.3g})"
+
+        apart = max(w.get("difference", 0.0) for w in ways.values())
+        peak = case["figures"].get("peak MB with a budget of 512", float("nan"))
+        seconds = ways["lwlab"]["cpu_ms"]["median"] / 1e3
+        lines.append(
+            f"| {case['title']} | {seconds:.2g} | {times(NAIVE)} | {times(LENS)} "
+            f"| {ways[FLOOR]['ratio']['median']:.0%} | {apart:.0e} | {peak:.0f} |"
+        )
+    return "\n".join(lines) + "\n"

@@ -82,14 +82,13 @@ def ioi(model: lw.Model, tokens: int = 14, seed: int = 0) -> Case:
     raise SystemExit(f"no prompt of exactly {tokens} tokens: choose another number")
 
 
-def unlike(model: lw.Model, tokens: int = 14) -> Case:
-    """Two prompts that differ from the first token on: no cell is a no-op."""
-    case = ioi(model, tokens)
-    shift = torch.arange(1, case.width + 1)
-    corrupt = (case.corrupt + 97 * shift) % 40000 + 1000
-    assert bool((corrupt != case.clean).all())
-    text = model.tokenizer.decode(corrupt[0])
-    return Case(model, replace(case.task, corrupt=(text,)), case.clean, corrupt)
+def unlike(model: lw.Model) -> Case:
+    """Two prompts that differ in every token: no cell is a no-op."""
+    task = ioi(model).task
+    other = "Two old friends saw that her brother had already bought some red books for"
+    case = Case.of(model, replace(task, corrupt=(other,), changed=tuple(task.positions)))
+    assert bool((case.corrupt != case.clean).all())
+    return case
 
 
 def grid(layers: Sequence[int], positions: Sequence[int], heads: int | None = None) -> list[Cell]:

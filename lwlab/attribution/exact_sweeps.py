@@ -56,9 +56,10 @@ def restored(model: Model, task: Task, result: xr.Dataset) -> xr.Dataset:
             "there is no effect to take a share of"
         )
     out = result.drop_vars("base_metric", errors="ignore")
-    out = out.map(lambda v: (v / whole).assign_attrs(v.attrs | {"units": ""}), keep_attrs=True)
+    out = out / whole
     for name in out.data_vars:
-        out[name].attrs["long_name"] = f"share of the effect, {name}"
+        about = {"units": "", "long_name": f"share of the effect, {name}"}
+        out[name].attrs = result[name].attrs | about
     return out.assign_attrs(result.attrs | {"normalised": True, "whole_effect": whole})
 
 
@@ -136,5 +137,5 @@ def arithmetic(model: Model, lengths: Iterable[int]) -> xr.DataArray:
         table.append([n * n * t * t * row, above * t * t * row, above * t * (t + 1) // 2 * row])
     return label(
         np.array(table).T / 1e9, ("way", "length"), {"way": list(WAYS), "length": sizes},
-        name="operations", units="1e9 operations", long_name="operations (1e9)", model=model.name,
+        name="operations", units="1e9", long_name="operations", model=model.name,
     )  # fmt: skip
