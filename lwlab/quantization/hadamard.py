@@ -30,8 +30,9 @@ def walsh_hadamard(x: torch.Tensor, block: int | None = None) -> torch.Tensor:
     n = block, a power of two that divides the dimension: each run of `block` entries is transformed
     by itself. None: the largest one (64 for 576 = 64 * 9). With n = a b and rows read as [a, b]
     matrices X, H_n is the Kronecker product of H_a and H_b, so that Y = H_a X H_b: 2 n (a + b)
-    operations a row, in two matrix products (0.4 to 0.8 of the time of a compiled n log n
-    butterfly for n = 512 to 4096 on the processor this was measured on).
+    operations a row, in two matrix products: a seventh to a twentieth of the time of the product
+    with H_n for n = 512 to 4096, a quarter of a butterfly's in torch. A butterfly in compiled SIMD
+    code (the package fht-cpu) is three to four times faster still (benchmarks/plain.py).
 
     Half and bfloat16 are transformed in their own type. Raises BadInput for a dimension of zero,
     a type that is not floating, or a block that is no power of two or does not divide.
