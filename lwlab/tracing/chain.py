@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -142,30 +141,24 @@ def _visit(nn_: Any, anatomy: Anatomy, steps: list[Step], out: dict[str, Any]) -
     history = [stream]
     for layer, kind in steps:
         args, kwargs = calls[layer]
-        with _only(nn_, anatomy, layer, kind):
+        handles = _silence(nn_, anatomy, layer, kind)
+        try:
             stream = tensor_of(blocks[layer](stream, *args[1:], **kwargs))
+        finally:
+            for handle in handles:
+                handle.remove()
         history.append(stream)
     blocks[-1].skip(stream)
     out["streams"] = [h.detach() for h in history]
     out["logits"] = tensor_of(nn_.output).detach()
 
 
-@contextlib.contextmanager
-def _only(nn_: Any, anatomy: Anatomy, layer: int, kind: str) -> Iterator[None]:
-    """Make the other sublayers of a block write nothing while inside."""
-    if kind == "block":
-        yield
-        return
-    silent = [s for s in anatomy.writes if s != f"{kind}_out"]
-    handles = []
-    for site in silent:
-        module = envoy(nn_, anatomy.taps[site].at(layer))._module
-        handles.append(module.register_forward_hook(_zero))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+# No context manager: a decorator does not travel with a function that is sent to a server.
+def _silence(nn_: Any, anatomy: Anatomy, layer: int, kind: str) -> list[Any]:
+    """Make the sublayers of a block but `kind` write nothing; return the hooks that do it."""
+    silent = [s for s in anatomy.writes if kind != "block" and s != f"{kind}_out"]
+    modules = [envoy(nn_, anatomy.taps[site].at(layer))._module for site in silent]
+    return [module.register_forward_hook(_zero) for module in modules]
 
 
 def _zero(_module: Any, _args: Any, output: Any) -> Any:
