@@ -49,7 +49,7 @@ def main(folder: str, address: str) -> int:
         "grads": lambda m: lw.grads(m, PROMPTS, lambda z: z[:, 10] - z[:, 20], "head_out"),
         "chain": lambda m: lw.chain(m, PROMPTS, [i for i in range(m.n_layers) if i != 4]),
         "generate": lambda m: lw.generate(m, PROMPTS, 8),
-        "generate, edited": lambda m: lw.generate(m, PROMPTS, 8, {"resid_post.10": lambda h: 2 * h}),
+        "generate, edited": lambda m: lw.generate(m, PROMPTS, 8, {"resid_post.9": lambda h: 2 * h}),
     }  # fmt: skip
     failed = 0
     for name, run in runs.items():
