@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +12,7 @@ import xarray as xr
 from lwlab.attribution.first_order import Driver, Ends, Found, Progress
 from lwlab.attribution.pairs import Pair
 from lwlab.attribution.relp import RULES, switches
+from lwlab.attribution.steps import check_steps, said
 from lwlab.attribution.wiring import Wiring
 from lwlab.errors import BadInput, UnknownName, suggest
 from lwlab.models.model import Model
@@ -48,16 +47,7 @@ class Request:
                 raise UnknownName(f"no technique {name!r}{suggest(str(name), self.known)}")
         if not self.names or len(set(self.names)) < len(self.names):
             raise BadInput(f"technique={self.names}: name each once, and at least one")
-        if self.steps < 1 or self.max_steps < self.steps:
-            raise BadInput(
-                f"steps={self.steps}, max_steps={self.max_steps}: integrated gradients need at "
-                "least one step, and no fewer at most than at first"
-            )
-        if self.tolerance is not None and not 0 < self.tolerance < math.inf:
-            raise BadInput(
-                f"tolerance={self.tolerance}: give a positive share of the effect, such as 0.05, "
-                "or None to keep to the steps"
-            )
+        check_steps(self.steps, self.max_steps, self.tolerance)
         self.on = switches(self.rules)
 
 
@@ -138,15 +128,7 @@ def _label(
     if name == "relp":
         attrs["rules"] = "+".join(driver.view.rules)
     elif name not in ("eap", "atp"):
-        attrs |= {"steps": int(found.steps.max()), "tolerance": asked.tolerance}
-        attrs["converged"] = asked.tolerance is not None and share <= asked.tolerance
-        if asked.tolerance is not None and not attrs["converged"]:
-            warnings.warn(
-                f"{name}: after {attrs['steps']} steps the scores of some prompt miss the effect "
-                f"they should add up to by {share:.3g} of it (tolerance {asked.tolerance:.3g}); "
-                "raise max_steps",
-                stacklevel=4,
-            )
+        attrs |= said(name, share, int(found.steps.max()), asked.tolerance, level=5)
     graph = driver.wiring.graph
     coords: dict[str, Any] = {
         "text": (("prompt",), list(pair.clean.texts)),

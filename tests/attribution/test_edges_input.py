@@ -86,9 +86,10 @@ def test_names_and_numbers_are_checked(scores: Any, toy_ioi: Any) -> None:
             scores(model, task, [])
         with pytest.raises(BadInput, match="name each once, and at least one"):
             scores(model, task, ["relp", "relp"])
-        for steps, most in ((0, 10), (20, 10)):
-            with pytest.raises(BadInput, match=f"steps={steps}, max_steps={most}"):
-                scores(model, task, steps=steps, max_steps=most)
+        with pytest.raises(BadInput, match=r"steps=0; .* at least one"):
+            scores(model, task, steps=0)
+        with pytest.raises(BadInput, match="steps=20, max_steps=10"):
+            scores(model, task, steps=20, max_steps=10)
         for tolerance in (0.0, -1.0, float("nan"), float("inf")):
             with pytest.raises(BadInput, match=r"tolerance=.*positive share"):
                 scores(model, task, tolerance=tolerance)
