@@ -142,6 +142,7 @@ class Job:
                         self.ran += len(index)
                         self.store.save()
                 finally:
+                    self.store.save(now=True)
                     self.rows += work.rows
                     self.flops += work.flops
         if self.skipped == self.cells and callable(self.request.edit):

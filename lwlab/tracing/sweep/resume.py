@@ -93,7 +93,9 @@ def _walk(
         assert live is not None
         done = np.concatenate(order)
         metric = work.readout(work.prompts[cells.prompt[done]], live[:, -1])
-    work.flops += 2 * len(done) * (r.model.d_model or 0) * work.readout.columns
+    read = 2 * len(done) * (r.model.d_model or 0) * work.readout.columns
+    work.flops += read
+    work.tick(read, 0)
     out = torch.empty_like(metric)
     out[torch.from_numpy(done).to(out.device)] = metric
     return out

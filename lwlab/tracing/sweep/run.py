@@ -90,7 +90,6 @@ def sweep(
             job.run(progress)
         except KeyboardInterrupt:
             complete = False
-            job.store.save()
             warnings.warn(
                 f"sweep interrupted: {job.left()} of {job.cells} cells are missing (NaN)",
                 stacklevel=2,

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from lwlab.errors import BadInput
 from lwlab.tracing.sweep.request import Request
 
+_SECONDS = 2.0
 Arrays = dict[str, NDArray[np.float64]]
 
 
@@ -56,7 +58,7 @@ class Store:
         self.values: Arrays = {s.site: np.full(request.shape(s), np.nan) for s in request.specs}
         self.path = None if path is None else Path(path)
         self.key = key_of(request) if self.path is not None else ""
-        self.resumed = 0
+        self.saved = time.monotonic()
         if self.path is None or not self.path.exists():
             return
         try:
@@ -71,11 +73,10 @@ class Store:
                 "name another file, or delete it"
             )
         self.values = {site: data[site] for site in self.values}
-        self.resumed = sum(int(np.isfinite(v).sum()) for v in self.values.values())
 
-    def save(self) -> None:
-        """Write to disk, so that at every moment the file is whole."""
-        if self.path is None:
+    def save(self, now: bool = False) -> None:
+        """Write to disk, every few seconds or `now`; at every moment the file is whole."""
+        if self.path is None or (not now and time.monotonic() < self.saved + _SECONDS):
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
@@ -84,6 +85,7 @@ class Store:
                 arrays: dict[str, Any] = dict(self.values)
                 np.savez(file, key=np.array(self.key), **arrays)
             os.replace(name, self.path)
+            self.saved = time.monotonic()
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
