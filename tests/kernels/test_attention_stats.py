@@ -123,6 +123,7 @@ def test_every_backend_agrees_with_float64(
             "softcap": st.floats(0.5, 30),
             "scale": st.floats(0.1, 2),
             "sink": st.integers(1, 5),
+            "bias": st.just(True),
         },
     ),
     seed=st.integers(0, 99),
@@ -136,6 +137,8 @@ def test_any_shape_type_and_mask(
     S, H = T + more - 1, G * share
     q, k = case(B, H, G, T, S, d, dtype, seed)
     g = torch.Generator().manual_seed(seed)
+    if "bias" in options:
+        options = {**options, "bias": torch.randn(B, H, T, S, generator=g)}
     mask = torch.rand(B, T, S, generator=g) > 0.4 if mask == "random" else mask
     keys = torch.rand(B, S, generator=g) > 0.3 if padded else None
     seen = sees(B, T, S, mask, window, keys)

@@ -187,8 +187,9 @@ def test_equal_tokens_rank_by_id(backend: str, device: str) -> None:
     assert r.ids.flatten().tolist() == [1, 2, 4, 0]
     assert r.rank is not None
     assert r.rank.flatten().tolist() == [4, 2, 3]
-    minus = lens_stats(h, None, W * -0.0, k=3, backend=backend)  # -0 and +0 are equal
-    assert minus.ids.flatten().tolist() == [0, 1, 2]
+    zeros = torch.tensor([[-0.0, -1.0, 0.0, -0.0, 0.0]], device=device)  # -0 and +0 are equal
+    mixed = lens_stats(h, None, lambda x: zeros.expand(len(x), -1), k=4, backend=backend)
+    assert mixed.ids.flatten().tolist() == [0, 2, 3, 4]
 
 
 def test_nan_and_inf_stay_in_their_rows(backend: str, device: str) -> None:

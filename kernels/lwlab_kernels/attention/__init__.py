@@ -62,8 +62,9 @@ def attn_stats(
     elsewhere), and at least one query's, so memory grows with S and not with T S. Causal and
     windowed queries cost the keys they see. A dense `mask` or `bias` is the caller's own T S.
 
-    Computed in float32 (float64 for float64 inputs: torch alone). Against float64 at T = 512: 1e-5
-    nats in entropy, 1e-6 in sink mass, 1e-5 relative in distance and column mass.
+    Computed in float32 (float64 for float64 inputs: torch alone). Against the patterns of
+    smollm2-135m at T = 512: 2e-5 nats in entropy, 3e-6 in sink mass, 5e-6 relative in distance and
+    column mass.
 
     NaN: a query that sees no key, or is padding, has NaN statistics and adds nothing to columns.
     One that sees a NaN or +inf score has NaN statistics, and its keys' column masses are NaN.

@@ -64,7 +64,8 @@ def lens_stats(
 
     Products of values as stored are summed in float32, also for half and bfloat16 inputs; the
     reductions in float32 within a block of the vocabulary and float64 across; float64 inputs are
-    float64 throughout (torch alone). Against float64 at V = 49152: 2e-5 nats in every statistic.
+    float64 throughout (torch alone). Against float64 on streams of smollm2-135m (V = 49152): 5e-6
+    nats in entropy, 3e-5 in KL, 6e-5 in log-probabilities, where the logits' own rounding is seen.
     Entropy and KL are not below 0. A rank can be off by the number of tokens whose logits lie
     within rounding (1e-6 of their size) of the target's.
 
