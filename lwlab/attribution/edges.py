@@ -77,6 +77,12 @@ def scores(
     `converged` is False. `tolerance=None` keeps to `steps`. For "eap" and "relp" the gap is that of
     the input's edges, for information.
 
+    How near they come to edges really cut in the corrupt run of smollm2-135m on IOI, as Pearson's r
+    of "eap", "relp", "eap-ig-inputs", "eap-ig-activations": over 89 strong edges 0.55, 0.77, 0.98,
+    0.98; over 250 drawn at random 0.99, 0.79, 0.88, 0.99. One gradient serves for the many weak
+    edges, and misses strong ones that lie across a bend: the one from the input to the first MLP,
+    12.5 in truth, gets -0.2 from "eap" and 12.5 from an integral.
+
     Returns (prompt, sender, receiver), preceded by (technique) where several are named, 0 where
     there is no edge (see `circuits.Graph`), with coordinates `gap` and `steps` (prompt); divided by
     mean m(x) - mean m(x') if `normalise`. `memory` is the bytes of activations and gradients to be
