@@ -5,8 +5,10 @@ Import this from a `cpu.py` only: it imports numba.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -26,6 +28,30 @@ FAST: dict[str, Any] = {
 
 SAFE: dict[str, Any] = {**FAST, "fastmath": {"nsz", "contract"}}
 """Settings for loops in which NaN and inf may occur and must survive."""
+
+
+_STAMP = zlib.crc32(Path(__file__).read_bytes())
+
+
+def jit(**settings: Any) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit`, with what the helpers of this file need of its cache.
+
+    Numba thinks stored code fresh while the function's own file is: here a change of this file
+    counts too, or functions would go on with the helpers of an older release. Where there is no
+    place to store code, it is compiled in each process.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            compiled = numba.njit(**settings)(function)
+        except RuntimeError:  # no folder that numba may write to
+            return numba.njit(**{**settings, "cache": False})(function)
+        file: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+        if hasattr(file, "_source_stamp"):
+            file._source_stamp = (file._source_stamp, _STAMP)
+        return compiled
+
+    return decorate
 
 
 @intrinsic
@@ -108,7 +134,7 @@ def float_bits(key: Any) -> Any:
     return np.int32(key if key >= 0 else -key | _SIGN)
 
 
-@numba.njit(**FAST)
+@jit(**FAST)
 def extremes(b: Any) -> Any:
     """Highest and lowest `float_key` of an array of bits."""
     high, low = _SIGN, _MAGNITUDE

@@ -5,9 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
 
-from lwlab_kernels._numba import FAST, INF_KEY, SAFE, as_float, exp32, extremes, float_bits, spread
+from lwlab_kernels._numba import (
+    FAST,
+    INF_KEY,
+    SAFE,
+    as_float,
+    exp32,
+    extremes,
+    float_bits,
+    jit,
+    spread,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +35,7 @@ def reduce(z: torch.Tensor, first: int, per: int, start: int, lo: int, out: Out)
     spread(_heads, len(z), z.numpy(), bits, first, per, start, lo, *others)
 
 
-@njit(**FAST)
+@jit(**FAST)
 def _exponentials(z: Any, top: Any, first: Any) -> Any:
     """Put e = e^(z - top) in z; sum e, sum e (z - top), sum e |j|, j counting from `first`."""
     s, a, away = np.float32(0), np.float32(0), np.float32(0)
@@ -40,7 +49,7 @@ def _exponentials(z: Any, top: Any, first: Any) -> Any:
     return s, a, away
 
 
-@njit(**SAFE)
+@jit(**SAFE)
 def _plain(z: Any, top: Any, first: Any) -> Any:
     """The same for rows with -inf: keys of probability 0."""
     s, a, away = 0.0, 0.0, 0.0
@@ -57,13 +66,13 @@ def _plain(z: Any, top: Any, first: Any) -> Any:
     return s, a, away
 
 
-@njit(**FAST)
+@jit(**FAST)
 def _add(column: Any, e: Any, f: Any) -> None:
     for j in range(len(e)):
         column[j] += f * e[j]
 
 
-@njit(**SAFE)
+@jit(**SAFE)
 def _heads(
     begin: Any, end: Any, z: Any, bits: Any, first: Any, per: Any, start: Any, left: Any,
     bounds: Any, ends: Any, rows: Any, column: Any,

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
 
 from lwlab_kernels._numba import (
     FAST,
@@ -22,6 +21,7 @@ from lwlab_kernels._numba import (
     extremes,
     float_bits,
     float_key,
+    jit,
     spread,
 )
 
@@ -45,7 +45,7 @@ def reduce(z: torch.Tensor, first: int, columns: int, ref: int, state: State) ->
     spread(_positions, columns, z.numpy(), bits, first, columns, layers, ref, *arrays)
 
 
-@njit(**FAST)
+@jit(**FAST)
 def _above(b: Any, threshold: Any) -> Any:
     """How many keys are above the threshold."""
     n = np.int32(0)
@@ -54,7 +54,7 @@ def _above(b: Any, threshold: Any) -> Any:
     return n
 
 
-@njit(**FAST)
+@jit(**FAST)
 def _insert(b: Any, first: Any, keys: Any, ids: Any) -> Any:
     """Put what belongs there among the best: `keys` falls, equal ones in the order they came."""
     k = len(keys)
@@ -68,7 +68,7 @@ def _insert(b: Any, first: Any, keys: Any, ids: Any) -> Any:
             keys[i], ids[i] = new, first + j
 
 
-@njit(**FAST)
+@jit(**FAST)
 def _sums(z: Any, m: Any) -> Any:
     """sum e^d and sum d e^d, d = z - m."""
     s, a = np.float32(0), np.float32(0)
@@ -80,7 +80,7 @@ def _sums(z: Any, m: Any) -> Any:
     return s, a
 
 
-@njit(**FAST)
+@jit(**FAST)
 def _sums_to(z: Any, to: Any, m: Any) -> Any:
     """The same, and sum (z - to) e^d."""
     s, a, b = np.float32(0), np.float32(0), np.float32(0)
@@ -93,7 +93,7 @@ def _sums_to(z: Any, to: Any, m: Any) -> Any:
     return s, a, b
 
 
-@njit(**SAFE)
+@jit(**SAFE)
 def _plain(z: Any, to: Any, m: Any) -> Any:
     """The same for rows with -inf: tokens of probability 0; and whether one has only p_ref = 0."""
     s, a, b, apart = 0.0, 0.0, 0.0, 0
@@ -111,7 +111,7 @@ def _plain(z: Any, to: Any, m: Any) -> Any:
     return s, a, b, apart
 
 
-@njit(**SAFE)
+@jit(**SAFE)
 def _merge(
     r: Any, top: Any, s_: Any, a_: Any, b_: Any, m: Any, s: Any, a: Any, b: Any
 ) -> None:  # fmt: skip
@@ -135,7 +135,7 @@ def _merge(
         b[r] += f * b_
 
 
-@njit(**SAFE)
+@jit(**SAFE)
 def _positions(
     start: Any, stop: Any, z: Any, bits: Any, first: Any, columns: Any, layers: Any, ref: Any,
     m: Any, s: Any, a: Any, b: Any, key: Any, id_: Any, count: Any, target: Any, target_id: Any,
