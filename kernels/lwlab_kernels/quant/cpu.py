@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 
-from lwlab_kernels._numba import FAST, array, rint, spread
+from lwlab_kernels._numba import FAST, array, jit, rint, spread
 
 # `arcp` would turn a division by q_max into a product, and the scale into its neighbour.
 _EXACT: dict[str, Any] = {**FAST, "fastmath": FAST["fastmath"] - {"arcp"}}
@@ -27,7 +26,7 @@ _LEAST, _TEN, _INVERSE = np.int32(113 << 23), np.int32(10 << 23), np.int32(151 <
 _ZERO, _QUARTER, _ONE = np.float32(0), np.float32(0.25), np.float32(1)
 
 
-@numba.njit(**_INLINE)
+@jit(**_INLINE)
 def _half(x: Any) -> Any:
     """The float16 next to a finite float32 `x`, as float32; 65536 or more where there is none."""
     exponent = max(np.float32(x).view(np.int32) & _INF, _LEAST)
@@ -35,7 +34,7 @@ def _half(x: Any) -> Any:
     return rint(x * np.int32(_INVERSE - (exponent - _LEAST)).view(np.float32)) * step
 
 
-@numba.njit(**_INLINE)
+@jit(**_INLINE)
 def _measure(w: Any, raw: Any, k: Any, symmetric: bool, need_mean: bool) -> Any:
     """(finite, lowest, highest, mean|w|, norm) of a group; symmetric: lowest 0, highest max|w|."""
     worst, least, most, norm = np.int32(0), _SIGN, np.int32(~_SIGN), _ZERO
@@ -60,7 +59,7 @@ def _measure(w: Any, raw: Any, k: Any, symmetric: bool, need_mean: bool) -> Any:
     return worst < _INF, low, high, np.float32(mean / len(w)), norm
 
 
-@numba.njit(**_INLINE)
+@jit(**_INLINE)
 def _levels(bits: int, symmetric: bool, low: Any, high: Any, mean: Any) -> Any:
     """(storable, scale, 1 / scale or 0, offset, lowest code, highest code, codes may leave them).
 
@@ -82,7 +81,7 @@ def _levels(bits: int, symmetric: bool, low: Any, high: Any, mean: Any) -> Any:
     return fits, scale, inverse, offset, first, last, leaves
 
 
-@numba.njit(**_INLINE)
+@jit(**_INLINE)
 def _one(x: Any, k: Any, binary: bool, levels: Any) -> Any:
     """Weighted squared error of one group: two levels +-s, or codes that must be clamped."""
     _, s, inverse, z, first, last, _ = levels
@@ -99,7 +98,7 @@ def _one(x: Any, k: Any, binary: bool, levels: Any) -> Any:
     return total
 
 
-@numba.njit(**_INLINE)
+@jit(**_INLINE)
 def _four(x: Any, k: Any, z: Any, s: Any, inverse: Any) -> Any:
     """Weighted squared errors of one group at four widths.
 
@@ -123,7 +122,7 @@ def _four(x: Any, k: Any, z: Any, s: Any, inverse: Any) -> Any:
     return ta, tb, tc, td
 
 
-@numba.njit(**_EXACT)
+@jit(**_EXACT)
 def _table(
     begin: int, stop: int, w: Any, raw: Any, bits: Any, group: int, symmetric: bool, c: Any,
     error: Any, norm: Any, lost: Any,
@@ -168,7 +167,7 @@ def _table(
                     error[r, which[b + 3]] += four[3]
 
 
-@numba.njit(**_EXACT)
+@jit(**_EXACT)
 def _fake(
     begin: int, stop: int, w: Any, raw: Any, bits: int, group: int, symmetric: bool,
     out: Any, scale: Any, offset: Any,

@@ -7,13 +7,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numba import types
 from numba.extending import overload
 
-from lwlab_kernels._numba import FAST
+from lwlab_kernels._numba import FAST, jit
 
 # Sums may be reordered, but NaN and infinity are real here.
 _SUMS: dict[str, Any] = {**FAST, "fastmath": {"reassoc", "contract", "nsz"}}
@@ -46,7 +45,7 @@ def _wide_impl(v):
     return half
 
 
-@numba.njit(**_SUMS)
+@jit(**_SUMS)
 def _dot(row: Any, x: Any) -> Any:
     total = _ZERO
     for j in range(len(x)):
@@ -54,7 +53,7 @@ def _dot(row: Any, x: Any) -> Any:
     return total
 
 
-@numba.njit(**_SUMS)
+@jit(**_SUMS)
 def _dots(row: Any, other: Any, x: Any) -> Any:
     """Two rows at once: scattered rows are bound by how many reads are under way."""
     one, two = _ZERO, _ZERO
@@ -64,7 +63,7 @@ def _dots(row: Any, other: Any, x: Any) -> Any:
     return one, two
 
 
-@numba.njit(**{**_SUMS, "fastmath": False})
+@jit(**{**_SUMS, "fastmath": False})
 def _act(g: Any, code: int) -> Any:
     if code == 0:
         return np.float32(g / (1.0 + math.exp(-g)))
@@ -76,13 +75,13 @@ def _act(g: Any, code: int) -> Any:
     return _ZERO if g < _ZERO else np.float32(g)
 
 
-@numba.njit(**_SUMS)
+@jit(**_SUMS)
 def _add(y: Any, row: Any, h: Any) -> None:
     for j in range(len(y)):
         y[j] += h * _wide(row[j])
 
 
-@numba.njit(**_SUMS)
+@jit(**_SUMS)
 def _given(x: Any, gate: Any, up: Any, down: Any, idx: Any, code: int, y: Any, used: Any) -> None:
     for t in range(len(x)):
         for i in idx[t]:
@@ -92,7 +91,7 @@ def _given(x: Any, gate: Any, up: Any, down: Any, idx: Any, code: int, y: Any, u
                 used[t] += 1
 
 
-@numba.njit(**_SUMS)
+@jit(**_SUMS)
 def _chosen(
     x: Any, gate: Any, up: Any, down: Any, limit: Any, code: int, y: Any, used: Any
 ) -> None:
