@@ -17,7 +17,7 @@ def contents() -> str:
     for t in registry.techniques():
         h = t.header
         link = f"[{h.family}/{h.id}]({t.notebook.relative_to(registry.notebooks_dir())})"
-        paper = f"[arXiv:{h.paper}](https://arxiv.org/abs/{h.paper})"
+        paper = f"[arXiv:{h.paper}](https://arxiv.org/abs/{h.paper})" if h.paper else ""
         rows.append(f"| {link} | {h.title} | {paper} | {h.seconds:.0f} s, {h.memory_mb:.0f} MB |")
     return "\n".join(rows)
 

@@ -140,8 +140,8 @@ def _run(task: Task) -> dict[str, Any]:
     try:
         _same_model(task)
         execute(
-            task.notebook, task.given, task.place, timeout=task.timeout, memory_mb=task.memory_mb,
-            progress=say, html=False, pictures=False,
+            task.notebook, task.given, task.place, timeout=task.timeout,
+            memory_mb=task.memory_mb or _allowance(), progress=say, html=False, pictures=False,
         )  # fmt: skip
     except NotebookFailed:
         pass  # its record is written
@@ -163,6 +163,20 @@ def write_failure(task: Task, status: str, name: str, message: str) -> dict[str,
     }  # fmt: skip
     write_atomic(task.place / RECORD, json.dumps(content, indent=1, default=str) + "\n")
     return content
+
+
+def _allowance() -> float | None:
+    """Return the megabytes this worker was started with (`--memory-limit`), if it says so.
+
+    Dask watches the worker only; what needs the memory is the kernel beside it.
+    """
+    from distributed import get_worker
+
+    try:
+        limit = get_worker().memory_manager.memory_limit
+    except (ValueError, AttributeError):
+        return None
+    return limit / 2**20 if limit else None
 
 
 def _same_model(task: Task) -> None:

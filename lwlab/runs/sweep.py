@@ -98,7 +98,7 @@ def sweep(
     typed : True if `axes` is a list of texts from a command line, such as `seed=0:4`.
     workers : rows at a time on this machine; by default as many as cores and memory allow.
     memory_mb : megabytes a row's kernel may hold before it is killed; by default nine tenths of
-        the machine's memory, shared by the workers.
+        the machine's memory, shared by the workers, or the limit that a scheduler's workers have.
     timeout : seconds for each row.
     scheduler : address of a Dask scheduler whose workers to use instead, such as
         `tcp://10.0.0.5:8786`; they must share `out_dir`, and have this version of lwlab.

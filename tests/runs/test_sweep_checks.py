@@ -69,6 +69,36 @@ def test_a_misspelt_model_is_refused_before_anything_runs(toy: Toy) -> None:
         lw.runs.sweep(source, {"model": ["smollm2-135m", "smolm2-135m"]})
 
 
+def test_models_are_made_ready_once_before_the_workers_start(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def resolve(name: str) -> Any:
+        order.append(name)
+        return type("Local", (), {"checksum": f"sum of {name}"})
+
+    def start(*_: Any) -> Any:
+        order.append("workers")
+        raise RunError("enough")
+
+    monkeypatch.setattr("lwlab.models.zoo.resolve", resolve)
+    monkeypatch.setattr(cluster, "local", start)
+    source = toy(CLAIM, header=HEADER.replace('"tiny"', '"smollm2-135m"'))
+    with pytest.raises(RunError, match="enough"):
+        lw.runs.sweep(source, {"model": ["gpt2", "opt-125m"], "seed": range(3)}, tmp_path / "out")
+    assert order == ["gpt2", "opt-125m", "workers"]
+
+
+def test_a_notebook_that_makes_its_own_models_has_none_fetched(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lwlab.models.zoo.resolve", lambda _: pytest.fail("a model was fetched"))
+    source = toy()
+    rows.work(task(source, tmp_path, model="mine"))
+    assert lw.runs.sweep(source, {"model": ["mine"]}, tmp_path).rows[0].cached
+
+
 def test_a_folder_that_cannot_be_used_is_refused(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +172,18 @@ def test_a_row_that_fails_tells_so_in_its_record(toy: Toy, tmp_path: Path) -> No
     row = rows.read_row(tmp_path, "key", told["record"])
     assert row.error == "ZeroDivisionError: division by zero"
     assert [c["id"] for c in row.claims] == ["toy.n"]
+
+
+def test_a_row_may_hold_what_its_worker_may(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = type("manager", (), {"memory_limit": 300 * 2**20})
+    worker = type("worker", (), {"memory_manager": manager, "log_event": lambda *_: None})
+    monkeypatch.setattr("distributed.get_worker", worker)
+    hungry = "x = bytearray(600_000_000)\nx[::4096] = b'1' * len(x[::4096])\nimport time\n"
+    told = rows.work(task(toy(hungry + "time.sleep(30)"), tmp_path))
+    assert told["record"]["status"] == "memory"
+    assert "over the limit of 300 MB" in told["record"]["failure"]["message"]
 
 
 def test_a_worker_with_another_copy_of_the_model_refuses_the_row(toy: Toy, tmp_path: Path) -> None:

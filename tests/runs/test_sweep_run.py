@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -263,6 +264,43 @@ def test_a_full_disk_stops_the_sweep_and_keeps_what_is_finished(
     assert result.ok
     assert result.rows[0].cached
     assert done.rows[0].key == result.rows[0].key
+
+
+def test_the_command_line_sweeps_and_compares(
+    tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from lwlab import cli
+
+    source = book(tmp_path, CLAIM, "if seed == 1: 1 / 0")
+
+    def type_in(*arguments: object) -> tuple[Any, str, str]:
+        monkeypatch.setattr("sys.argv", ["lwlab", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code, *capsys.readouterr()
+
+    out = tmp_path / "out"
+    grid = ("-g", "seed=0:2", "-g", "n=2,5", "--out", out, "--scheduler", address)
+    code, said, progress = type_in("sweep", source, *grid)
+    assert code == 1, "a row failed"
+    assert "4 rows: 2 ok, 2 failed; 2 verdicts differ from their pins;" in said
+    assert f"table     {out / 'results.parquet'}" in said
+    assert "[4/4]" in progress
+    assert re.search(r"failed .* seed=1, n=2  ZeroDivisionError: division by zero", progress)
+    code, said, _ = type_in("sweep", source, "-g", "seed=0", "-g", "n=2,5", "--out", out)
+    assert (code, said.splitlines()[0][:33]) == (0, "2 rows: 2 ok (2 of them before); ")
+    places = sorted(
+        (out / "rows").iterdir(), key=lambda p: rows.finished(out, p.name)["parameters"]["n"]
+    )
+    code, said, _ = type_in("diff", places[0], places[-1], "--fail-on-change")
+    assert code == 1
+    assert "VERDICT CHANGED" in said
+    assert "parameter n: 2 -> 5" in said
+    code, said, _ = type_in("diff", places[0], places[0], "--all")
+    assert code == 0
+    assert "toy.n" in said
+    assert "1 claim: 1 the same" in said
 
 
 def test_a_lost_scheduler_stops_the_sweep_and_keeps_what_is_finished(tmp_path: Path) -> None:
