@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +41,22 @@ def toy() -> Callable[[str], lw.Model]:
     return _toy
 
 
+_SAID: list[str] = []
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI, report over the notebooks that were executed; a changed claim fails the session."""
+    runs = os.environ.get("LWLAB_NOTEBOOK_RUNS")
+    if hasattr(session.config, "workerinput") or not runs or not any(Path(runs).rglob("*.ipynb")):
+        return
+    lwlab = Path(sys.executable).with_name("lwlab")
+    command = [str(lwlab), "report", runs, "--out", runs, "--fail-on-change"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    _SAID.extend((done.stdout + done.stderr).splitlines())
+    if done.returncode:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say what each executed notebook took: Binder has 2 GB, a reader has a minute."""
     ran = [
@@ -44,6 +64,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
         if report.when == "call" and "peak_memory_mb" in dict(report.user_properties)
     ]
+    if _SAID:
+        terminalreporter.section("lwlab report --fail-on-change")
+        for line in _SAID:
+            terminalreporter.line(line)
     if not ran:
         return
     terminalreporter.section("executed notebooks")
