@@ -203,13 +203,12 @@ def long() -> bench.Case:
     return g.compared("128 tokens, residual stream, 4 x 6 cells, nothing skipped", targets, 3)
 
 
-def site(name: str, layers: int = 0) -> bench.Case:
-    """Another site of the short prompt; some layers only where heads make many cells."""
-    chosen = spread(layers) if layers else every_layer()
-    g = Grid(name, questions.ioi(model(), 14), chosen, range(14))
+def site(name: str, layers: int) -> bench.Case:
+    """Another site of the short prompt, at layers that lie evenly about the middle."""
+    g = Grid(name, questions.ioi(model(), 14), spread(layers), range(14))
     g.peers(8)
     heads = g.case.heads(name)
-    size = f"{len(chosen)} x 14{f' x {heads}' if heads else ''}"
+    size = f"{layers} x 14{f' x {heads}' if heads else ''}"
     return g.compared(f"14 tokens, {name}, {size} cells, nothing skipped", {}, 3)
 
 
@@ -218,13 +217,13 @@ CASES: dict[str, Callable[[], bench.Case]] = {
     "resid-14-unlike": unlike,
     "resid-14-skip": skipped,
     "resid-128": long,
-    "resid_mid": partial(site, "resid_mid"),
-    "attn_out": partial(site, "attn_out"),
-    "mlp_out": partial(site, "mlp_out"),
-    "heads": partial(site, "head_out", 4),
-    "q": partial(site, "q", 4),
-    "k": partial(site, "k", 4),
-    "v": partial(site, "v", 4),
+    "resid_mid": partial(site, "resid_mid", 6),
+    "attn_out": partial(site, "attn_out", 6),
+    "mlp_out": partial(site, "mlp_out", 6),
+    "heads": partial(site, "head_out", 3),
+    "q": partial(site, "q", 3),
+    "k": partial(site, "k", 3),
+    "v": partial(site, "v", 3),
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 import lwlab as lw
+from lwlab.errors import BadInput
 from lwlab.tasks import Task
 
 Cell = tuple[int, ...]  # layer, position[, head]
@@ -68,8 +69,12 @@ def ioi(model: lw.Model, tokens: int = 14, seed: int = 0) -> Case:
     if tokens == short:
         return Case.of(model, task)
     words = _BEFORE.split()
-    for start in range(len(words)):
-        before = " ".join(words[start:]) + " "
+    starts = [" ".join(words[i:]) + " " for i in range(len(words))]
+    for before in (
+        f"{more}{start}" for start in starts for more in ("", "Once, ", "And so, then, ")
+    ):
+        if len(model.tokens(before + task.clean[0]).ids[0]) != tokens:
+            continue
         longer = replace(
             task,
             clean=(before + task.clean[0],),
@@ -77,9 +82,8 @@ def ioi(model: lw.Model, tokens: int = 14, seed: int = 0) -> Case:
             lengths=torch.tensor([tokens]),
             positions={k: v + tokens - short for k, v in task.positions.items()},
         )
-        if len(model.tokens(longer.clean[0]).ids[0]) == tokens:
-            return Case.of(model, longer)
-    raise SystemExit(f"no prompt of exactly {tokens} tokens: choose another number")
+        return Case.of(model, longer)
+    raise BadInput(f"no prompt of exactly {tokens} tokens can be made; choose another number")
 
 
 def unlike(model: lw.Model) -> Case:
