@@ -87,7 +87,7 @@ task.to_frame().head(2)
 # %%
 cutter = Cutter(net, task)  # what all runs of this notebook share is computed once
 names = {"relp": "RelP", "eap": "EAP", "eap-ig-inputs": "EAP-IG"}
-scores = edges.scores(net, cutter.pair, list(names), steps=steps, tolerance=None)
+scores = edges.scores(net, cutter.pair, list(names), steps=steps, tolerance=None, memory=5e8)
 few = lw.circuit(scores.sel(technique="eap-ig-inputs"), keep=0.005)
 four = {
     "all edges": Circuit.of(graph, graph.exists),
@@ -282,8 +282,10 @@ for kind, pick in (("values", "<v>"), ("queries", "<q>"), ("keys", "<k>")):
 # %% [markdown]
 # The plan of the circuit in GPT-2 small (Wang et al.) has name movers at the end: heads that look
 # from the last token at IO and write its name to the logits; what makes them look there comes
-# through their *queries*, from heads that know which name came twice. Compare: which heads above
-# write to the logits, where do they look, and what comes into their queries?
+# through their *queries*, from heads that look at S2, the name that comes twice. SmolLM2's plan is
+# that one, in layers 19 to 24: a19.h2 and a20.h0 look at S2 and write into the queries of layer 23;
+# most heads of layer 23 that write to the logits look at IO; a24.h4 looks there too and writes
+# *against* it. And one head is not in that plan: a23.h3 looks at S2 itself and matters most.
 #
 # One thing this circuit cannot show. Clean and corrupt prompts differ in S2 alone, so an edge that
 # says the same in both (who IO is, where S1 stands) can be cut without any effect, and is not in it.
@@ -308,8 +310,7 @@ print(text[:420], "...")
 
 # %%
 panel = CircuitPanel(net, cutter, scores.assign_coords(technique=list(names.values())))
-panel.set("EAP-IG", keep=200)
-panel
+panel.set("EAP-IG")
 
 # %% [markdown]
 # ## Claims
@@ -437,22 +438,54 @@ lw.claim(
 )  # fmt: skip
 
 # %%
-movers = heads["to logits"].dropna().abs().nlargest(3).index.tolist()
-to_names = heads.loc[movers, "IO"] - heads.loc[movers, ["S1", "S2"]].max(axis=1)
+direct = heads["to logits"].dropna().sort_values()
+strongest = direct.abs().nlargest(3).index.tolist()
+ahead = heads.IO - heads[["S1", "S2"]].max(axis=1)
 lw.claim(
-    "circuits.movers-look-at-io", kind="paper", expect="> 0.1", paper="2211.00593, section 3.1",
-    pinned={"smollm2-135m": "reproduced"}, measured=float(to_names.mean()) if movers else 0.0, **same,
-    statement=f"attention to IO less that to S1 or S2, mean of the heads that matter most to the "
-    f"logits ({', '.join(movers)})",
+    "circuits.strongest-heads-look-at-io", kind="paper", expect="> 0.1", **same,
+    paper="2211.00593, section 3.1", pinned={"smollm2-135m": "not reproduced"},
+    measured=float(ahead[strongest].mean()) if strongest else 0.0,
+    statement="attention to IO less that to S1 or S2, mean of the three heads that matter most to "
+    f"the logits ({', '.join(strongest)})",
+    note="the strongest by far looks at S2, the only word that differs here, and answers with the "
+    "other name; the next two look at IO",
 )  # fmt: skip
 
 # %%
-into = [s for s, r in small.names if r.split("<")[0] in movers and r.endswith("<q>")]
+for_it, against = direct[direct > 0], direct[direct < 0]
 lw.claim(
-    "circuits.movers-are-steered-by-heads", kind="paper", expect="> 0.5", paper="2211.00593: S-inhibition",
+    "circuits.name-movers", kind="paper", expect="> 0.5", paper="2211.00593, section 3.1", **same,
+    pinned={"smollm2-135m": "reproduced"}, measured=float((ahead[for_it.index] > 0).mean()),
+    statement=f"of the {len(for_it)} heads whose edge to the logits helps: the share that looks at "
+    "IO more than at S1 or S2",
+)  # fmt: skip
+
+# %%
+lw.claim(
+    "circuits.negative-name-mover", kind="paper", expect="> 0.5", paper="2211.00593, section 3.1",
     pinned={"smollm2-135m": "reproduced"}, **same,
-    measured=sum(s.startswith("a") for s in into) / max(1, len(into)),
-    statement=f"share of heads among the {len(into)} kept edges into those heads' queries",
+    measured=float(heads.IO[against.index[0]]) if len(against) else 0.0,
+    statement="attention to IO of the head whose edge to the logits hurts most "
+    f"({', '.join(against.index[:1])})",
+)  # fmt: skip
+
+# %%
+queries = [(s, r) for s, r in small.names if r.split("<")[0] in for_it.index and r.endswith("<q>")]
+steering = sorted({s for s, _ in queries if s.startswith("a")})
+lw.claim(
+    "circuits.movers-are-steered-by-heads", kind="paper", expect="> 0.5", **same,
+    paper="2211.00593, section 3.2", pinned={"smollm2-135m": "reproduced"},
+    measured=sum(s in steering for s, _ in queries) / max(1, len(queries)),
+    statement=f"share of heads among the {len(queries)} kept edges into the queries of those that "
+    "help",
+)  # fmt: skip
+
+# %%
+lw.claim(
+    "circuits.steering-heads-look-at-s2", kind="paper", expect="> 0.4", **same,
+    paper="2211.00593, section 3.2: S-inhibition heads", pinned={"smollm2-135m": "reproduced"},
+    measured=float(heads.S2[steering].mean()) if steering else 0.0,
+    statement=f"attention to S2 of the heads that steer them ({', '.join(steering)})",
 )  # fmt: skip
 
 # %%

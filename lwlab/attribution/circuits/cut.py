@@ -37,7 +37,7 @@ from lwlab.tracing.edits import Edit
 
 Value = Literal["patch", "mean", "zero"]
 VALUES = ("patch", "mean", "zero")
-MEMORY = 5e8
+MEMORY = 2.5e8
 Map = Callable[[Tensor], Tensor]
 
 
