@@ -95,7 +95,10 @@ def table(rows: int, columns: int, group: int) -> bench.Case:
         "quant_error_table",
         {
             "quant_error_table": lambda: own(w, group, weight=c),
-            "best torch: in place": partial(quant_torch.table, w, group, c),
+            "best torch: in place, 256 rows at a time": partial(
+                quant_torch.table_blocked, w, group, c
+            ),
+            "torch, in place": partial(quant_torch.table, w, group, c),
             "torch, a width at a time": partial(quant_torch.table_plain, w, group, c),
             "reading w once": bench.read(w.nbytes),
         },
@@ -109,10 +112,15 @@ def fake(rows: int, columns: int, group: int) -> bench.Case:
     """One bit-width."""
     w = random(rows, columns) * 0.05
     own = kernels.fake_quant
+    here = torch.empty_like(w), torch.empty_like(w)
     compiled = torch.compile(quant_torch.fake, dynamic=False)
     ways: dict[str, Any] = {
-        "fake_quant": lambda: own(w, 4, group).weight,
-        "best torch: in place": partial(quant_torch.fake_in_place, w, 4, group),
+        "fake_quant": lambda: own(w, 4, group, out=here[0]).weight,
+        "best torch: in place, 64 rows at a time": partial(
+            quant_torch.fake_blocked, w, 4, group, here[1]
+        ),
+        "fake_quant into new memory": lambda: own(w, 4, group).weight,
+        "torch, in place, into new memory": partial(quant_torch.fake_in_place, w, 4, group),
         "torch, an operation at a time": partial(quant_torch.fake, w, 4, group),
         "torch.compile": bench.Way(
             partial(compiled, w, 4, group), tolerance=0.05, note="a tie may round the other way"
@@ -129,7 +137,7 @@ def fake(rows: int, columns: int, group: int) -> bench.Case:
         absent["torchao"] = NO_PEERS
     return bench.Case(
         f"fake_quant: {rows} x {columns}, groups of {group}, 4 bits", "fake_quant", ways,
-        targets={"best torch: in place": 1.2}, bytes=2 * w.nbytes, absent=absent,
+        targets={"best torch: in place, 64 rows at a time": 1.5}, bytes=2 * w.nbytes, absent=absent,
         figures={"backend": own(w, 4, group).backend},
     )  # fmt: skip
 

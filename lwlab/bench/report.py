@@ -40,6 +40,20 @@ def load(path: Path) -> Report:
     return found
 
 
+def merge(old: Report, new: Report) -> Report:
+    """Put the cases of `new` into `old`; raises BadInput when they ran on different versions."""
+    apart = {k for k in old["versions"] | new["versions"]
+             if old["versions"].get(k) != new["versions"].get(k)}  # fmt: skip
+    if old["name"] != new["name"] or apart:
+        raise BadInput(
+            f"results of {new['name']!r} cannot join those of {old['name']!r}: versions of "
+            f"{sorted(apart)} differ; measure everything again."
+        )
+    cases = {**old["cases"], **new["cases"]}
+    absent = {k: v for k, v in (old["absent"] | new["absent"]).items() if k not in cases}
+    return {**new, "cases": cases, "absent": absent}
+
+
 def _rounded(value: Any) -> Any:
     """Six significant digits are more than any timing has."""
     if isinstance(value, float):

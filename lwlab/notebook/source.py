@@ -31,7 +31,10 @@ KERNELSPEC = {"name": "python3", "display_name": "Python 3 (ipykernel)", "langua
 
 @dataclass(frozen=True)
 class Header:
-    """What a notebook says about itself; cost is wall seconds and peak megabytes of its kernel."""
+    """What a notebook says about itself; cost is wall seconds and peak megabytes of its kernel.
+
+    `paper` is empty for a notebook on lwlab itself, whose header says so: `paper: ""`.
+    """
 
     id: str
     title: str
@@ -106,7 +109,8 @@ def parse_header(fields: dict[str, Any], where: str) -> Header:
     if fields.get("id") == DOOR:
         return Header(id=DOOR, title=text("title"))
     return Header(
-        id=text("id"), title=text("title"), family=text("family"), paper=text("paper"),
+        id=text("id"), title=text("title"), family=text("family"),
+        paper="" if fields.get("paper") == "" else text("paper"),
         model=text("model"), seconds=amount("seconds"), memory_mb=amount("memory_mb"),
     )  # fmt: skip
 

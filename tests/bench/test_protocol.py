@@ -252,3 +252,14 @@ def test_outside_a_checkout_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setattr("lwlab.runs.registry.checkout", lambda: None)
     with pytest.raises(BadInput, match="clone the repository"):
         door.folder()
+
+
+def test_cases_measured_again_join_the_others_unless_versions_differ(definitions):
+    whole, part = door.run("made_up"), door.run("made_up", only=["one"], rounds=2)
+    joined = report.merge(whole, part)
+    assert list(joined["cases"]) == list(whole["cases"])
+    assert joined["cases"]["one"]["rounds"] == 2
+    assert joined["absent"] == whole["absent"]
+    part["versions"]["torch"] = "0"
+    with pytest.raises(BadInput, match=r"versions of \['torch'\] differ"):
+        report.merge(whole, part)
