@@ -62,6 +62,7 @@ def lens(
     Raises MissingSite for a model without an unembedding; BadInput for prompts, layers, positions,
     k or targets out of range: before the run.
     """
+    lock(model)  # refuses a model whose weights are elsewhere
     norm, head = readers(model)
     if not 1 <= k <= (model.d_vocab or k):
         raise BadInput(f"k={k} must be in 1..{model.d_vocab}")

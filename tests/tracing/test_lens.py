@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,8 @@ def test_what_cannot_work_is_refused_before_the_run(toy: Any) -> None:
     module, _ = toys.tiny("bert")
     with pytest.raises(MissingSite, match="no unembedding"):
         lw.lens(lw.wrap(module), torch.tensor([[5, 6, 7]]))
+    with pytest.raises(BadInput, match="needs the weights here"):
+        lw.lens(replace(model, remote=True), LONG)
     with pytest.raises(BadInput, match="decoder by itself"):
         lw.lens(toy("t5:decoder"), SHORT)
 
