@@ -51,7 +51,7 @@ def fixed_neurons(
     `model` runs by plain forward passes, `generate` and scores made of them; sites inside the
     exchanged MLPs cannot be traced meanwhile. Under the model's lock; the MLPs are put back at the
     end, also after an exception. Raises BadInput for sets that do not fit the model, MissingSite
-    for MLPs that are not gated (see `gated_mlps`). Liu et al. 2024, CoreInfer (arXiv:2410.18311).
+    for MLPs that are not gated (see `gated_mlps`). Wang et al. 2024, CoreInfer (arXiv:2410.18311).
     """
     check_prompt(prompt)
     if sets.dtype != bool:
