@@ -25,7 +25,7 @@ class Drive:
     """Sends rows to the workers and takes them back until none is left."""
 
     def __init__(self, client: Any, board: Board, folder: Path, topic: str) -> None:
-        self.client, self.board, self.folder = client, board, folder
+        self.client, self.board, self.folder, self.topic = client, board, folder, topic
         self.open: dict[str, tuple[Task, Any]] = {}
         self.ended: SimpleQueue[Any] = SimpleQueue()
         self.busy: list[Task] = []
@@ -73,10 +73,12 @@ class Drive:
         """Return the number of workers, and forget the rows that were on one that is gone."""
         try:
             at = self.client.processing()
-            self.board.only({key.split("-")[3] for keys in at.values() for key in keys})
-            return len(at)
         except (OSError, RuntimeError, ValueError) as e:
             raise self._stopped(f"the scheduler was lost ({type(e).__name__})") from None
+        mine = f"{self.topic}-"  # a scheduler may have other users
+        named = [str(key) for keys in at.values() for key in keys]
+        self.board.only({k[len(mine) :].partition("-")[0] for k in named if k.startswith(mine)})
+        return len(at)
 
     def _end(self, task: Task, future: Any) -> None:
         from distributed.scheduler import KilledWorker

@@ -237,6 +237,21 @@ def test_two_sweeps_into_one_folder_share_their_rows(tmp_path: Path, address: st
     assert sorted(lw.runs.results(tmp_path / "out")["seed"]) == [0, 1, 2, 3, 4]
 
 
+def test_other_work_on_the_scheduler_is_none_of_ours(tmp_path: Path, address: str) -> None:
+    from distributed import Client
+
+    seen: list[State] = []
+    source = book(tmp_path, "time.sleep(2)", CLAIM)
+    with Client(address, set_as_default=False) as other:
+        sleeping = other.submit(time.sleep, 5, key=("other", 1), pure=False)
+        result = lw.runs.sweep(
+            source, {"seed": [0]}, tmp_path / "out", scheduler=address, progress=seen.append
+        )
+        sleeping.result()
+    assert result.ok
+    assert {key for s in seen for key in s.running} == {result.rows[0].key}
+
+
 def test_a_full_disk_stops_the_sweep_and_keeps_what_is_finished(
     tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
