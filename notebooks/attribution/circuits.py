@@ -285,7 +285,8 @@ for kind, pick in (("values", "<v>"), ("queries", "<q>"), ("keys", "<k>")):
 # through their *queries*, from heads that look at S2, the name that comes twice. SmolLM2's plan is
 # that one, in layers 19 to 24: a19.h2 and a20.h0 look at S2 and write into the queries of layer 23;
 # most heads of layer 23 that write to the logits look at IO; a24.h4 looks there too and writes
-# *against* it. And one head is not in that plan: a23.h3 looks at S2 itself and matters most.
+# *against* it. And one head is not in that plan: a23.h3 looks at S2 itself, speaks against the name
+# it sees there, and matters most.
 #
 # One thing this circuit cannot show. Clean and corrupt prompts differ in S2 alone, so an edge that
 # says the same in both (who IO is, where S1 stands) can be cut without any effect, and is not in it.
@@ -439,16 +440,15 @@ lw.claim(
 
 # %%
 direct = heads["to logits"].dropna().sort_values()
-strongest = direct.abs().nlargest(3).index.tolist()
+strongest = direct.abs().idxmax() if len(direct) else ""
 ahead = heads.IO - heads[["S1", "S2"]].max(axis=1)
 lw.claim(
-    "circuits.strongest-heads-look-at-io", kind="paper", expect="> 0.1", **same,
+    "circuits.strongest-head-looks-at-io", kind="paper", expect="> 0.1", **same,
     paper="2211.00593, section 3.1", pinned={"smollm2-135m": "not reproduced"},
-    measured=float(ahead[strongest].mean()) if strongest else 0.0,
-    statement="attention to IO less that to S1 or S2, mean of the three heads that matter most to "
-    f"the logits ({', '.join(strongest)})",
-    note="the strongest by far looks at S2, the only word that differs here, and answers with the "
-    "other name; the next two look at IO",
+    measured=float(ahead[strongest]) if strongest else 0.0,
+    statement="attention to IO less that to S1 or S2, of the head whose edge to the logits matters "
+    f"most ({strongest})",
+    note="it looks at S2, the only word that differs here, and speaks against the name there",
 )  # fmt: skip
 
 # %%

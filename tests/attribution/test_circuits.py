@@ -264,3 +264,17 @@ def test_a_task_whose_twins_score_the_same_is_refused() -> None:
     same = replace(task, corrupt=task.clean)
     with pytest.raises(BadInput, match="no circuit can be told from another"):
         circuits.faithfulness(it.model, same, Circuit.random(Graph.of(it.model), 3))
+
+
+def test_intervals_resample_groups_and_the_effect_with_them() -> None:
+    it, _, scores = made("reverse")
+    one = lw.circuit(scores.sel(technique="relp"), above=1e-4).without(["input->a0.kv0<k>"])
+    task = it.task(6, seed=2)
+    whole = Circuit.of(one.graph, one.graph.exists)
+    found = circuits.faithfulness(it.model, task, {"whole": whole, "part": one})
+    at = found.sel(circuit="whole")
+    assert [at.low.item(), at.high.item()] == pytest.approx([1, 1], abs=1e-6)  # 1 in any resample
+    part = found.sel(circuit="part")
+    assert part.low.item() <= part.faithfulness.item() <= part.high.item()
+    alone = circuits.faithfulness(it.model, it.task(1), one)
+    assert np.isnan(alone.low.item())  # one group has no interval

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -110,19 +111,16 @@ class Cutter:
 
     def _others(self, rows: Tensor) -> Tensor:
         """o'_s [prompts, senders, positions, d_model], what cut edges carry."""
-        clean, corrupt = self.pair.read(self.wiring.sends)
+        _, corrupt = self.pair.read(self.wiring.sends)
         if self.value == "patch":
             return self.wiring.outputs({a: v[rows] for a, v in corrupt.items()})
-        if self.value == "mean":
-            if self._mean is None:
-                self._mean = self.wiring.outputs(clean).mean(0, keepdim=True)
-            return self._mean.expand(len(rows), -1, -1, -1)
-        like = clean[Address("resid_pre", 0)]
-        return like.new_zeros(1, 1, 1, 1).expand(
-            len(rows), len(self.graph.senders), *like.shape[1:]
-        )
+        one = self._mean if self.value == "mean" else torch.zeros_like(self._mean)
+        return one.expand(len(rows), -1, -1, -1)
 
-    _mean: Tensor | None = None
+    @cached_property
+    def _mean(self) -> Tensor:
+        clean, _ = self.pair.read(self.wiring.sends)
+        return self.wiring.outputs(clean).mean(0, keepdim=True)
 
 
 def metrics(

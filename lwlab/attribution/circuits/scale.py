@@ -15,7 +15,6 @@ from lwlab.attribution.pairs import Pair
 from lwlab.errors import BadInput
 from lwlab.models.model import Model
 from lwlab.results import provenance
-from lwlab.stats import bootstrap
 from lwlab.tasks.base import Task
 
 Asked = Task | Pair | Cutter
@@ -35,11 +34,9 @@ class Scale:
 
     def __init__(self, cutter: Cutter) -> None:
         """Run the model with all edges and with none; BadInput where the two score the same."""
-        exists = cutter.graph.exists
         self.cutter = cutter
         self.groups = cutter.pair.task.groups.numpy()
-        ends = cutter.metrics(np.stack([np.zeros_like(exists), exists])).double()
-        self.none, self.all = ends[0], ends[1]
+        self.none, self.all = (m.double() for m in cutter.ends)
         self.effect = float(self.all.mean() - self.none.mean())
         if abs(self.effect) < 1e-9:
             raise BadInput(
@@ -59,11 +56,21 @@ class Scale:
         """Run circuits and return f of each."""
         return self.of(self.cutter.metrics(np.stack(list(tables))))
 
-    def intervals(self, metrics: torch.Tensor, seed: int = 0) -> Floats:
-        """95 % bootstrap interval of f over groups of prompts, the effect held: [circuits, 2]."""
-        shares = self.each(metrics).numpy()
-        found = [bootstrap(row, groups=self.groups, seed=seed) for row in shares]
-        return np.array([[e.low, e.high] for e in found])
+    def intervals(self, metrics: torch.Tensor, seed: int = 0, n: int = 2000) -> Floats:
+        """95 % percentile bootstrap interval of f, the effect drawn along: [circuits, 2].
+
+        `n` resamples of whole groups of prompts; NaN where there is one group only.
+        """
+        member = np.unique(self.groups, return_inverse=True)[1]
+        count = int(member.max()) + 1
+        if count < 2:
+            return np.full((len(metrics), 2), np.nan)
+        by_group = np.zeros((len(metrics) + 1, count))
+        shares = torch.cat([self.each(metrics), self.each(self.all[None])]).numpy()
+        np.add.at(by_group.T, member, shares.T)
+        drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=n)
+        sums = by_group @ drawn.T
+        return np.asarray(np.quantile(sums[:-1] / sums[-1:], [0.025, 0.975], axis=1).T)
 
     def about(self, **extra: object) -> dict[str, Any]:
         """Provenance of what was measured with this scale."""

@@ -184,7 +184,11 @@ def curve(
         kept += [pick(graph, np.abs(values) if absolute else values, n) for n in counts]
     drawn = [random_edges(graph, n, rng) for _ in range(random) for n in counts]
     scale = Scale(cutter)
-    metrics = cutter.metrics(np.stack(kept + drawn))
+    # With every edge kept all techniques, and all draws, are one circuit: the model.
+    some = [i for i, t in enumerate(kept + drawn) if t.sum() < graph.n_edges]
+    metrics = scale.all.float().repeat(len(kept + drawn), 1)
+    if some:
+        metrics[some] = cutter.metrics(np.stack([(kept + drawn)[i] for i in some]))
     k, shape = len(kept), (len(names), len(sizes))
     ends = scale.intervals(metrics[:k], seed)
     coords = {"technique": names, "size": list(sizes)}
