@@ -223,6 +223,9 @@ def test_smollm2_lies_on_the_grid_of_q4_1(smollm2: lw.Model) -> None:
     with fake_quantized(smollm2, 4, 32, symmetric=False) as q:
         assert (q.changed, q.relative_error) == (0, 0.0)
         assert q.bits_per_weight == pytest.approx(5.0)
+    # Its embedding was Q8_0: eight bits, symmetric, groups of 32.
+    embedding = smollm2.module.get_input_embeddings().weight
+    assert torch.equal(fake_quant(embedding, 8, 32).weight, embedding)
     # Not one setting away: symmetric, or groups of 64, moves most weights.
     for group, symmetric in ((32, True), (64, False)):
         other = error_table(smollm2, group, 4, symmetric=symmetric, layers=[0, 15, 29])
