@@ -118,6 +118,13 @@ class Cutter:
         return one.expand(len(rows), -1, -1, -1)
 
     @cached_property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Metrics with every edge cut and with none, really run, [prompts] each."""
+        whole = self.graph.exists
+        none, every = self.metrics(np.stack([np.zeros_like(whole), whole]))
+        return none, every
+
+    @cached_property
     def _mean(self) -> Tensor:
         clean, _ = self.pair.read(self.wiring.sends)
         return self.wiring.outputs(clean).mean(0, keepdim=True)
