@@ -130,7 +130,7 @@ def check_cells(
             part = slice(int(edges[cell[unit]]), int(edges[cell[unit] + 1]))
         got = float(result[site].isel(cell))
         layer = int(result.layer[cell["layer"]])
-        p, i = cell["position"], cell["prompt"]
+        p, i = int(result.position[cell["position"]]), cell["prompt"]
         want = one_cell(model, task, site, layer, p, i, part, new, into)
         np.testing.assert_allclose(got, want, atol=2e-5, err_msg=f"{site} {cell}")
 
