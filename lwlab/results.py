@@ -156,13 +156,14 @@ class Lab(Generic[_R]):
         from lwlab.stats import interval
 
         result: Any = self._result
-        options = {"n": n, "seed": seed, "level": level}
+        options: dict[str, Any] = {"n": n, "seed": seed, "level": level}
         if isinstance(result, xr.DataArray):
             return cast("_R", interval(result, over, **options))
         found = {k: interval(v, over, **options) for k, v in result.items() if over in v.dims}
         if not found:
             raise BadInput(f"no variable of this result has the dimension {over!r}")
-        return cast("_R", xr.Dataset(found, attrs=result.attrs))
+        joined: Any = xr.Dataset(found, attrs=result.attrs)
+        return cast("_R", joined)
 
     def describe(self) -> str:
         """Say in a few lines what this is and where it comes from."""
