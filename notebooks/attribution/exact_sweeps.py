@@ -498,7 +498,7 @@ print(question.clean[0], "->", question.answers[0], "not", question.foils[0])
 print({int(i): round(float(v), 2) for i, v in zip(last.layer.values, last.values)})
 
 # %% jupyter={"source_hidden": true}
-# 2. Signs differ: a head that brings the answer back need not be one that the answer needs.
+# 2. What brings the answer back is missed when it is gone, by less: zero is not the other name.
 for layer, head in strongest[:3]:
     gone = lw.sweep(net, heads_task, "head_out", layers=layer, heads=head, positions=["END"],
                     edit="zero").head_out.mean().item()  # fmt: skip
