@@ -133,8 +133,9 @@ def test_a_function_gets_cells_and_gives_cells(toy: Toy) -> None:
     assert set(seen) == {(tokens, 32), (tokens, 8), (tokens, 10)}
     check_cells(model, task, got, "head_out", 4, new=lambda v: v / 2, into="clean")
     check_cells(model, task, got, "resid_pre", 4, new=lambda v: v / 2, into="clean")
-    with pytest.raises(NoFiring, match="nothing was changed"):
-        lw.sweep(model, task, edit=lambda cells: cells, layers=[1])
+    for skip in (True, False):
+        with pytest.raises(NoFiring, match="nothing changes"):
+            lw.sweep(model, task, edit=lambda cells: cells, layers=[1], skip=skip)
     with pytest.raises(BadInput, match="must return new values of that shape"):
         lw.sweep(model, task, edit=lambda cells: cells[0], layers=[1])
     with pytest.raises(BadInput, match="NaN"):

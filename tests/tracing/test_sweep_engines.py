@@ -117,6 +117,16 @@ def test_rows_and_operations_are_those_of_the_formula(arch: str, toy: Toy) -> No
             assert plan.seconds > 0
 
 
+@pytest.mark.parametrize("engine", ["resume", "plain"])
+def test_other_engines_count_what_they_say(engine: Any, toy: Toy) -> None:
+    model = toy("llama")
+    given: dict[str, Any] = {"layers": [1], "positions": -1, "engine": engine, "skip": False}
+    got = lw.sweep(model, uneven(model), "v", **given)
+    plan = lw.sweep_plan(model, uneven(model), "v", **given)
+    assert (plan.rows, plan.flops) == (got.attrs["rows"], got.attrs["flops"])
+    assert plan.flops > 0
+
+
 def test_the_formula_is_the_arithmetic_of_the_suffix(toy: Toy) -> None:
     model = toy("llama")  # d 32, 4 heads and 2 key/value heads of 8, 40 neurons, gated
     q, kv, o, mlp = 2 * 32 * 32, 2 * 32 * 32, 2 * 32 * 32, 2 * 3 * 32 * 40

@@ -19,6 +19,7 @@ from lwlab.tracing.sweep.choose import choose, reads
 from lwlab.tracing.sweep.cost import forward_flops
 from lwlab.tracing.sweep.observe import observe
 from lwlab.tracing.sweep.plan import Plan, rate
+from lwlab.tracing.sweep.progress import Meter
 from lwlab.tracing.sweep.readout import Readout, scored
 from lwlab.tracing.sweep.request import Request
 from lwlab.tracing.sweep.store import Store
@@ -45,7 +46,7 @@ class Job:
             int((request.prompts.wanted >= 0).sum()) * len(request.layers) * len(s.units)
             for s in request.specs
         )
-        self.skipped = self.rows = self.flops = self.ran = 0
+        self.skipped = self.rows = self.flops = 0
         self.replacements: Replacements | None = None
 
     def _chunks(self) -> Iterator[NDArray[np.int64]]:
@@ -125,11 +126,12 @@ class Job:
 
     def run(self, progress: Any = None) -> None:
         """Run every cell that is left."""
-        from lwlab.tracing.sweep.progress import Meter
-
         with Meter(progress, len(self.chunks)) as meter:
             for prompts in self.chunks:
                 work = self.prepare(prompts, meter.tick)
+                assert self.replacements is not None
+                if not self.replacements.changed and prompts is self.chunks[-1]:
+                    raise NoFiring("the edit returns what it is given everywhere: nothing changes")
                 self._settle(work)
                 if not len(work.cells):
                     meter.chunk(0)
@@ -139,14 +141,11 @@ class Job:
                     for index, metric in self._engine(work):
                         values = metric.double().cpu().numpy()
                         self._put(work.cells.take(index), prompts, values)
-                        self.ran += len(index)
                         self.store.save()
                 finally:
                     self.store.save(now=True)
                     self.rows += work.rows
                     self.flops += work.flops
-        if self.skipped == self.cells and callable(self.request.edit):
-            raise NoFiring("the edit returns what it is given in every cell: nothing was changed")
 
     def _engine(self, work: Work) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
         if self.engine == "packed":

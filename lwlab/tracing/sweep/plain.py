@@ -45,7 +45,7 @@ class Put(Edit):
 
 def run(work: Work) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
     """Yield (cells, their metrics): prompts of one length share the pass of a cell."""
-    r, cells = work.request, work.cells
+    cells = work.cells
     length = work.base.lengths[cells.prompt]
     keys = np.stack([cells.layer, cells.spec, cells.unit, cells.at_position, length])
     _, member = np.unique(keys, axis=1, return_inverse=True)
@@ -55,8 +55,9 @@ def run(work: Work) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
         for first in range(0, len(every), _PROMPTS):
             index = every[first : first + _PROMPTS]
             yield index, _one(work, index)
-            work.tick(len(index) * work.forward_flops(int(length[index[0]])), len(index))
-    del r
+            flops = len(index) * work.forward_flops(int(length[index[0]]))
+            work.flops += flops
+            work.tick(flops, len(index))
 
 
 def _one(work: Work, index: NDArray[np.int64]) -> torch.Tensor:

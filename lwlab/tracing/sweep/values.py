@@ -28,6 +28,7 @@ class Replacements:
         """Run the reference prompts where the edit needs them."""
         self.request = request
         self.table: Values = {}
+        self.changed = not callable(request.edit)  # a function may leave all as it was
         edit, r = request.edit, request
         if edit not in ("mean", "resample"):
             return
@@ -103,6 +104,7 @@ class Replacements:
             )
         if not bool(torch.isfinite(new).all()):
             raise BadInput(f"the edit of {a} gave NaN or infinity")
+        self.changed = self.changed or not torch.equal(new, old)
         return new
 
 
