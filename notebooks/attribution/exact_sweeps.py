@@ -167,7 +167,7 @@ print(whole.lw.describe())
 KINDS = ["resid_pre", "resid_mid", "attn_out", "mlp_out", "head_out", "q", "k", "v", "neurons"]
 kinds = [s for s in KINDS if s in net.sites()]
 mixed = lw.sweep(net, one, kinds, layers=[L // 2, L - 1], positions=["S2", "END"])
-again = exact_sweeps.verify(net, one, mixed, n=2 * len(kinds), seed=seed)
+again = exact_sweeps.verify(net, one, mixed, n=len(kinds), seed=seed)
 again.to_dataframe().groupby("site").agg(
     cells=("difference", "size"), largest=("sweep", lambda x: abs(x).max()),
     difference=("difference", "max"),
@@ -254,7 +254,8 @@ print(f"the last token's stream holds more than S2's from layer {takes_over.toli
 # %%
 heads_task = task.subset(slice(0, n_heads))
 at_end = lw.sweep(net, heads_task, ["head_out", "q"], positions=["END"])
-found_by = lw.sweep(net, heads_task, ["k", "v"], positions=["S2", "END"])
+upper = range(L // 3, L)  # below, nothing at S2 has been read yet: see the stream
+found_by = lw.sweep(net, heads_task, ["k", "v"], layers=upper, positions=["S2", "END"])
 at_end, found_by = (exact_sweeps.restored(net, heads_task, x) for x in (at_end, found_by))
 end = at_end.sel(position="END", drop=True)
 out = end.head_out.mean("prompt", keep_attrs=True)
@@ -273,7 +274,7 @@ for layer, head in strongest:
 # %%
 s2 = found_by.sel(position="S2", drop=True)
 reads = {
-    "queries at END": abs(end.q).max("head"),
+    "queries at END": abs(end.q.sel(layer=list(upper))).max("head"),
     "keys at S2": abs(s2.k).max("kv_head"),
     "values at S2": abs(s2.v).max("kv_head"),
 }
@@ -454,7 +455,7 @@ lw.claim(
 )  # fmt: skip
 
 # %%
-late = slice(min(handover, L - 2), None)
+late = slice(max(min(handover, L - 2), L // 3), None)
 query = abs(end.q.sel(layer=late).mean("prompt")).max().item()
 rest = max(abs(found_by[s].sel(layer=late).mean("prompt")).max().item() for s in "kv")
 lw.claim(
