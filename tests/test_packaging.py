@@ -89,8 +89,19 @@ def test_the_wheel_holds_notebooks_scripts_and_types(tmp_path: Path) -> None:
     assert all(s.endswith(".dist-info") for s in strays), strays
 
 
-# triton comes with PyTorch's CUDA builds, and there is no GPU to use it on without one
-OPTIONAL = {"datasets", "zarr", "jupyterlab", "jupyter_client", "IPython", "traitlets", "triton"}
+# triton comes with CUDA builds of PyTorch (no GPU to use it on otherwise), docutils with Sphinx
+OPTIONAL = {
+    "datasets", "zarr", "jupyterlab", "jupyter_client", "IPython", "traitlets", "triton", "docutils",
+}  # fmt: skip
+    "datasets",
+    "zarr",
+    "jupyterlab",
+    "jupyter_client",
+    "IPython",
+    "traitlets",
+    "triton",
+    "docutils",
+}
 
 
 def test_what_is_imported_is_declared() -> None:
