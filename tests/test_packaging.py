@@ -91,17 +91,9 @@ def test_the_wheel_holds_notebooks_scripts_and_types(tmp_path: Path) -> None:
 
 # triton comes with CUDA builds of PyTorch (no GPU to use it on otherwise), docutils with Sphinx
 OPTIONAL = {
-    "datasets", "zarr", "jupyterlab", "jupyter_client", "IPython", "traitlets", "triton", "docutils",
-}  # fmt: skip
-    "datasets",
-    "zarr",
-    "jupyterlab",
-    "jupyter_client",
-    "IPython",
-    "traitlets",
-    "triton",
+    "datasets", "zarr", "jupyterlab", "jupyter_client", "IPython", "traitlets", "triton",
     "docutils",
-}
+}  # fmt: skip
 
 
 def test_what_is_imported_is_declared() -> None:
