@@ -38,6 +38,8 @@ class Job:
         self.engine, self.reason = choose(request, engine)
         self.asked = engine
         self.readout = Readout(request.model, request.task)
+        # The rest is for what no formula counts: the allocator, labels, small tables.
+        self.budget = int(0.85 * request.memory)
         self.chunks = list(self._chunks())
         self.store = Store(request, path)
         n = len(request.prompts.tokens)
@@ -57,13 +59,13 @@ class Job:
         for i in np.argsort(lengths, kind="stable").tolist():
             t = int(lengths[i])
             need = held(r, self.engine, t) + least(r, self.engine, t)
-            if need > r.memory:
+            if need > self.budget:
                 raise BadInput(
                     f"memory={r.memory / 1e6:.3g} MB is too small: prompt {i} ({t} tokens) needs "
-                    f"{need / 1e6:.3g} MB with the sites {[s.site for s in r.specs]}; give more, "
+                    f"{need / 0.85e6:.3g} MB with sites {[s.site for s in r.specs]}; give more, "
                     "or fewer sites or layers"
                 )
-            if here and total + held(r, self.engine, t) > r.memory // 2:
+            if here and total + held(r, self.engine, t) > self.budget // 2:
                 yield np.array(here)
                 here, total = [], 0
             here.append(i)
@@ -100,7 +102,7 @@ class Job:
             self.skipped += int(idle.sum())
             cells = cells.take(~idle)
         done = np.isfinite(self._get(cells, prompts))
-        spare = r.memory - sum(held(r, self.engine, int(t)) for t in base.lengths)
+        spare = self.budget - sum(held(r, self.engine, int(t)) for t in base.lengths)
         return Work(r, self.readout, prompts, cells.take(~done), base, news, max(0, spare), tick)
 
     def _index(self, cells: Cells, prompts: NDArray[np.int64], j: int) -> Any:
