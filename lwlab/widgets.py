@@ -2,6 +2,23 @@
 
 from __future__ import annotations
 
-from lwlab_widgets import HeatMap, LabWidget, Pick
+from lwlab_widgets import HeadGrid, HeatMap, LabWidget, LayerMap, LensExplorer, Pick, TokenStrip
 
-__all__ = ["HeatMap", "LabWidget", "Pick"]
+lens = LensExplorer
+map = LayerMap
+tokens = TokenStrip
+heads = HeadGrid
+
+__all__ = [
+    "HeadGrid",
+    "HeatMap",
+    "LabWidget",
+    "LayerMap",
+    "LensExplorer",
+    "Pick",
+    "TokenStrip",
+    "heads",
+    "lens",
+    "map",
+    "tokens",
+]

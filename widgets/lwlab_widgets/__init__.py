@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 from lwlab_widgets._base import LabWidget
+from lwlab_widgets._heads import HeadGrid
 from lwlab_widgets._heatmap import HeatMap, Pick
+from lwlab_widgets._layermap import LayerMap
+from lwlab_widgets._lens import LensExplorer
 from lwlab_widgets._live import Cancelled, Job, Live
+from lwlab_widgets._tokens import TokenStrip
 
-__all__ = ["Cancelled", "HeatMap", "Job", "LabWidget", "Live", "Pick"]
+__all__ = [
+    "Cancelled",
+    "HeadGrid",
+    "HeatMap",
+    "Job",
+    "LabWidget",
+    "LayerMap",
+    "LensExplorer",
+    "Live",
+    "Pick",
+    "TokenStrip",
+]

@@ -21,14 +21,18 @@ def static_file(name: str) -> Path:
     return _STATIC / name
 
 
-def front_end(name: str) -> tuple[str, str]:
-    """Return an instrument's module and style sheet: `common.js` + `NAME.js`, and so for css.
+def front_end(*names: str) -> tuple[str, str]:
+    """Return an instrument's module and style sheet: `common`, then each NAME's .js and .css.
 
-    One text each, because a module loaded from a notebook cannot import its neighbours.
+    One text each, because a module loaded from a notebook cannot import its neighbours. A part may
+    lack its style sheet; the last module exports `render`.
     """
+    files = [
+        [static_file(f"{part}.{kind}") for part in ("common", *names)] for kind in ("js", "css")
+    ]
     module, style = (
-        "\n".join(static_file(f"{part}.{kind}").read_text("utf-8") for part in ("common", name))
-        for kind in ("js", "css")
+        "\n".join(f.read_text("utf-8") for f in kind if f.suffix == ".js" or f.exists())
+        for kind in files
     )
     return module, style
 

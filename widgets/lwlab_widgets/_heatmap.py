@@ -15,7 +15,7 @@ from lwlab.charts.maps import describe_map, map_dims
 from lwlab.charts.palette import Domain, colour_domain, stops_for
 from lwlab.errors import BadInput, UnknownName, suggest
 
-from ._base import LabWidget, static_file
+from ._base import LabWidget, front_end
 from ._picture import draw_maps, svg_to_png
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ class HeatMap(LabWidget):
     all can be read and set from Python, so that a notebook runs headless too: `pick(row, column)`.
     """
 
-    _esm = static_file("heatmap.js")
-    _css = static_file("heatmap.css")
+    _esm, _css = front_end("heatmap", "plain")
     values = t.Bytes(b"").tag(sync=True)  # float32 [maps, rows, columns]
     maps = t.List(t.Unicode()).tag(sync=True)
     shown = t.Int(0).tag(sync=True)

@@ -74,6 +74,9 @@ class Live(LabWidget):
         with self._turn:
             self._count += 1
             job = Job(self, self._count)
+            if self._closed:
+                job.stopped, self.error = True, "this instrument is closed; make a new one"
+                return job
             if self._current is not None:
                 self._current.stopped = True
             self._next = (job, work)

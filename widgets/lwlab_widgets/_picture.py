@@ -56,12 +56,20 @@ def draw_maps(
     stops: tuple[str, ...],
     lower: bool,
     picked: tuple[int, int] | None = None,
+    texts: Sequence[str] | None = None,
 ) -> str:
-    """Return an SVG of named maps side by side (three a line) with axes and one colour bar."""
+    """Return an SVG of named maps side by side (three a line) with axes and one colour bar.
+
+    texts: what to write in the cells, row by row; cells grow to hold it where there are few.
+    """
     count, per_line = len(maps), min(len(maps), 3)
     n_rows, n_columns = len(rows), len(columns)
     wide = int(np.clip({1: 480, 2: 330}.get(per_line, 240) // n_columns, 1, 28))
     high = int(np.clip(360 // n_rows, 2, 24))
+    if texts and n_columns <= 24:
+        wide, high = 52, 16
+    else:
+        texts = None
     long = max(map(len, columns)) > 3
     left = round(28 + 6.2 * max(map(len, rows)))
     below = 34 + (4.6 * max(map(len, columns)) if long else 12)
@@ -91,6 +99,12 @@ def draw_maps(
             lines_x = "".join(f"M{x0 + j * wide:.1f} {y0}v{panel_h}" for j in range(1, n_columns))
             lines_y = "".join(f"M{x0:.1f} {y0 + i * high}h{panel_w}" for i in range(1, n_rows))
             out.append(f'<path d="{lines_x}{lines_y}" stroke="#fff" stroke-width="0.5"/>')
+        if texts:
+            inks = [("#111" if light else "#fff") for light in _light(values, domain, stops)]
+            for at, (word, ink) in enumerate(zip(texts, inks)):
+                i, j = divmod(at, n_columns)
+                y = y0 + ((n_rows - 1 - i if lower else i) + 0.5) * high + 3.5
+                out.append(_text(x0 + (j + 0.5) * wide, y, word, 9, fill=ink, text_anchor="middle"))
         out.append(_text(x0 + panel_w / 2, y0 - 7, name, 12, font_weight=600, text_anchor="middle"))
         for j in range(0, n_columns, _every(n_columns, wide, 12 if long else 18)):
             x, y = x0 + (j + 0.5) * wide, y0 + panel_h + 13
@@ -131,6 +145,12 @@ def draw_maps(
         f'font-family="{FONT}" fill="{_INK}"><rect width="100%" height="100%" fill="#fff"/>'
         f"{''.join(out)}</svg>"
     )
+
+
+def _light(values: npt.NDArray[np.floating], domain: Domain, stops: tuple[str, ...]) -> list[bool]:
+    """Whether dark ink is read better on each cell; missing ones are light."""
+    luma = colour_map(values, domain, stops) @ np.array([0.299, 0.587, 0.114])
+    return list(((luma > 140) | ~np.isfinite(values)).ravel())
 
 
 def _every(count: int, step: int, room: int) -> int:

@@ -1,38 +1,20 @@
 // @ts-check
 /**
- * A layer x position map: Python owns the numbers, this file draws them and reports picks.
+ * A layer x position map: Python owns the numbers, this file draws them and reports picks. Instruments
+ * around a map put their own file after this one and call `heatMap`.
  * @typedef {{row: number, column: number, n: number}} Pick
+ * @typedef {{rows?: [number, number], columns?: [number, number]}} Region
  * @typedef {{values: DataView, maps: string[], shown: number, row_labels: string[],
  *   column_labels: string[], row_title: string, column_title: string, value_title: string,
  *   title: string, subtitle: string, domain: [number, number], stops: string[], lower: boolean,
- *   picked: Partial<Pick>, handled: number, listening: boolean, answer: string, error: string}} Model
+ *   picked: Partial<Pick>, handled: number, listening: boolean, answer: string, error: string,
+ *   texts?: string[], region?: Region, busy?: boolean}} Model
  */
 
 const MISSING = "#e0e0e0", HATCH = "#a3a3a3", TILT = (50 * Math.PI) / 180;
 const DATA = ["values", "maps", "shown", "row_labels", "column_labels", "row_title", "column_title",
-  "value_title", "title", "subtitle", "domain", "stops", "lower"];
+  "value_title", "title", "subtitle", "domain", "stops", "lower", "texts"];
 const KEYS = ["ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight", "Home", "End", "PageUp", "PageDown", "Enter", " "];
-
-/** @param {string} tag @param {string} name @param {Node} parent @param {Record<string, string>} [attrs] */
-function add(tag, name, parent, attrs = {}) {
-  const e = document.createElement(tag);
-  e.className = name;
-  for (const [k, v] of Object.entries(attrs)) e.setAttribute(k, v);
-  parent.appendChild(e);
-  return e;
-}
-
-/** @param {number} v */
-const say = (v) => (Number.isFinite(v) ? String(Number(v.toPrecision(3))).replace("-", "−") : "no value");
-
-/** Colours between the stops, one string for each of 256 steps. @param {string[]} stops */
-function ramp(stops) {
-  const rgb = stops.map((s) => [1, 3, 5].map((i) => parseInt(s.slice(i, i + 2), 16)));
-  return Array.from({ length: 256 }, (_, k) => {
-    const at = (k / 255) * (rgb.length - 1), i = Math.min(Math.floor(at), rgb.length - 2), f = at - i;
-    return `rgb(${[0, 1, 2].map((c) => Math.round(rgb[i][c] * (1 - f) + rgb[i + 1][c] * f)).join(",")})`;
-  });
-}
 
 /** Round numbers inside the domain, as the charts print them. @param {number} low @param {number} high */
 function ticks(low, high) {
@@ -58,7 +40,7 @@ function fit(c, w, h) {
 }
 
 /** @param {{model: any, el: HTMLElement}} context */
-function render({ model, el }) {
+function heatMap({ model, el }) {
   /** @template {keyof Model} K @param {K} k @returns {Model[K]} */
   const get = (k) => model.get(k);
   const stop = new AbortController(), { signal } = stop;
@@ -79,6 +61,10 @@ function render({ model, el }) {
   let cell = { row: 0, column: 0 };
   /** @type {{row: number, column: number} | null} */
   let hover = null;
+  /** @type {{row: number, column: number, end: {row: number, column: number}} | null} */
+  let drag = null;
+  /** @type {{row: number, column: number} | null} */
+  let anchor = null; // where Shift and arrows began
 
   /** @param {number} row @param {number} column @param {number} [map] */
   const value = (row, column, map = get("shown")) => grid[(map * rows + row) * columns + column];
@@ -94,6 +80,9 @@ function render({ model, el }) {
     cell = { row: Math.max(0, Math.min(cell.row, rows - 1)), column: Math.max(0, Math.min(cell.column, columns - 1)) };
     hover = null;
   }
+
+  /** The words written in the cells, if there are any. */
+  const words = () => (get("texts")?.length === rows * columns ? /** @type {string[]} */ (get("texts")) : null);
 
   function choose() {
     const maps = get("maps");
@@ -132,6 +121,7 @@ function render({ model, el }) {
     const room = (el.clientWidth || 700) - left - barWide - 20;
     cw = Math.max(7, Math.min(34, Math.floor(room / columns)));
     ch = Math.max(8, Math.min(26, Math.floor(400 / rows)));
+    if (words()) [cw, ch] = [Math.max(56, Math.min(84, Math.floor(room / columns))), 18]; // a word is read in each
     const below = (long ? Math.ceil(wide * Math.sin(TILT)) + 14 : 18) + 20;
     const w = columns * cw, h = rows * ch;
 
@@ -143,12 +133,17 @@ function render({ model, el }) {
 
     g = fit(under, w + 8, h + below);
     const [low, high] = get("domain"), colours = ramp(get("stops"));
+    const texts = words();
     for (let i = 0; i < rows; i++) for (let j = 0; j < columns; j++) {
       const v = value(i, j), x = j * cw, y = top(i);
-      if (Number.isFinite(v)) g.fillStyle = colours[Math.round(255 * Math.max(0, Math.min(1, (v - low) / (high - low))))];
-      else g.fillStyle = MISSING;
+      const rgb = colourOf(colours, v, low, high);
+      g.fillStyle = rgb ? `rgb(${rgb})` : MISSING;
       g.fillRect(x, y, cw, ch);
       if (!Number.isFinite(v)) { g.strokeStyle = HATCH; g.beginPath(); g.moveTo(x + 2, y + ch - 2); g.lineTo(x + cw - 2, y + 2); g.stroke(); }
+      if (rgb && texts) {
+        g.fillStyle = inkOn(rgb); g.font = font; g.textAlign = "center"; g.textBaseline = "middle";
+        g.fillText(texts[i * columns + j], x + cw / 2, y + ch / 2 + 1, cw - 4);
+      }
     }
     g.strokeStyle = "rgba(255,255,255,0.7)"; g.lineWidth = 0.5; g.beginPath();
     if (cw > 9) for (let j = 1; j < columns; j++) { g.moveTo(j * cw, 0); g.lineTo(j * cw, h); }
@@ -172,7 +167,7 @@ function render({ model, el }) {
     g = fit(bar, barWide, tall + 30);
     g.font = font; g.fillStyle = ink; g.textBaseline = "middle";
     g.fillText(get("value_title"), 0, 8, barWide);
-    for (let k = 0; k < tall; k++) { g.fillStyle = colours[255 - Math.round((255 * k) / (tall - 1))]; g.fillRect(0, 20 + k, 14, 1.5); }
+    for (let k = 0; k < tall; k++) { g.fillStyle = `rgb(${colours[255 - Math.round((255 * k) / (tall - 1))]})`; g.fillRect(0, 20 + k, 14, 1.5); }
     g.fillStyle = ink;
     for (const v of ticks(low, high)) g.fillText(say(v), 19, 20 + (tall * (high - v)) / (high - low));
     over.setAttribute("aria-label", `${get("title")}: ${get("row_title")} by ${get("column_title")}. Arrow keys move, Enter picks.`);
@@ -191,6 +186,15 @@ function render({ model, el }) {
     const p = get("picked");
     if (p.row !== undefined && p.column !== undefined && p.row < rows && p.column < columns) box(/** @type {Pick} */ (p), "#000", "#fff", 2);
     if (at) box(at, "#fff", "#000", 1);
+    const r = drag ? spanned(drag, drag.end) : get("region");
+    if (r?.rows && r.columns) {
+      const y = Math.min(top(r.rows[0]), top(r.rows[1])), high = (r.rows[1] - r.rows[0] + 1) * ch;
+      for (const [colour, dash] of /** @type {[string, number[]][]} */ ([["#fff", []], ["#000", [5, 4]]])) {
+        g.setLineDash(dash); g.strokeStyle = colour; g.lineWidth = 2;
+        g.strokeRect(r.columns[0] * cw + 1, y + 1, (r.columns[1] - r.columns[0] + 1) * cw - 2, high - 2);
+      }
+      g.setLineDash([]);
+    }
     over.dataset.cell = at ? `${at.row},${at.column}` : "";
     tell(at ?? (p.row !== undefined ? /** @type {Pick} */ (p) : null));
   }
@@ -201,7 +205,9 @@ function render({ model, el }) {
     const place = `${get("row_title")} ${get("row_labels")[c.row]}, ${get("column_title").replace(/: token$/, "")} ${get("column_labels")[c.column]}`;
     const all = get("maps").map((name, k) => (name ? `${name} ` : "") + say(value(c.row, c.column, k)));
     const shown = get("shown"), here = all.splice(shown, 1)[0];
+    const word = words()?.[c.row * columns + c.column];
     readout.replaceChildren(`${place} — `);
+    if (word !== undefined) { add("bdi", "", readout, {}, `“${word}”`); readout.append(" "); }
     add("b", "", readout).textContent = here;
     if (all.length) readout.append(` (${all.join(", ")})`);
   }
@@ -211,15 +217,19 @@ function render({ model, el }) {
     answer.classList.toggle("lw-busy", busy);
     answer.setAttribute("aria-busy", String(busy));
     answer.textContent = busy ? "working…" : get("answer");
-    error.textContent = busy ? "" : get("error");
+    error.textContent = busy || get("busy") !== undefined ? "" : get("error"); // live instruments have a line for it
   }
 
   /** @param {{row: number, column: number}} c */
   function pick(c) {
     cell = { row: c.row, column: c.column };
-    model.set("picked", { ...cell, n: (get("picked").n ?? 0) + 1 });
-    model.save_changes();
+    send(model, { picked: { ...cell, n: (get("picked").n ?? 0) + 1 } });
   }
+
+  /** @param {{row: number, column: number}} a @param {{row: number, column: number}} b @returns {Region} */
+  const spanned = (a, b) => ({
+    rows: [Math.min(a.row, b.row), Math.max(a.row, b.row)], columns: [Math.min(a.column, b.column), Math.max(a.column, b.column)],
+  });
 
   /** @param {MouseEvent} e */
   function locate(e) {
@@ -229,20 +239,32 @@ function render({ model, el }) {
     return { row: get("lower") ? rows - 1 - line : line, column };
   }
 
-  over.addEventListener("mousemove", (e) => { const c = locate(e); if (c?.row !== hover?.row || c?.column !== hover?.column) { hover = c; mark(); } }, { signal });
+  over.addEventListener("mousemove", (e) => { const c = locate(e); if (c?.row !== hover?.row || c?.column !== hover?.column) { hover = c; if (drag && c) drag.end = c; mark(); } }, { signal });
+  over.addEventListener("mousedown", (e) => { const c = locate(e); if (c && get("region") !== undefined) drag = { ...c, end: c }; }, { signal });
+  window.addEventListener("mouseup", () => {
+    if (drag && (drag.row !== drag.end.row || drag.column !== drag.end.column)) {
+      send(model, { region: spanned(drag, drag.end) });
+      dragged = true;
+    }
+    drag = null;
+  }, { signal });
   over.addEventListener("mouseleave", () => { hover = null; mark(); }, { signal });
-  over.addEventListener("click", (e) => { const c = locate(e); if (c) { pick(c); mark(); } }, { signal });
+  let dragged = false; // the click that ends a drag picks nothing
+  over.addEventListener("click", (e) => { const c = locate(e); if (c && !dragged) { pick(c); mark(); } dragged = false; }, { signal });
   over.addEventListener("focus", mark, { signal });
   over.addEventListener("blur", mark, { signal });
   over.addEventListener("keydown", (e) => {
+    if (e.key === "Escape" && get("region")?.rows) { keep(e); send(model, { region: {} }); mark(); return; }
     if (!KEYS.includes(e.key) || e.ctrlKey || e.metaKey || e.altKey) return;
     e.preventDefault();
     e.stopPropagation(); // or the notebook would move to another cell
     hover = null;
     const up = get("lower") ? 1 : -1;
     if (e.key === "Enter" || e.key === " ") { pick(cell); mark(); return; }
+    anchor = e.shiftKey ? anchor ?? cell : null;
     const by = /** @type {Record<string, [number, number]>} */ ({ ArrowUp: [up, 0], ArrowDown: [-up, 0], PageUp: [5 * up, 0], PageDown: [-5 * up, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -columns], End: [0, columns] })[e.key];
     cell = { row: Math.max(0, Math.min(rows - 1, cell.row + by[0])), column: Math.max(0, Math.min(columns - 1, cell.column + by[1])) };
+    if (anchor && get("region") !== undefined) send(model, { region: spanned(anchor, cell) });
     scroll.scrollLeft = Math.max(Math.min(scroll.scrollLeft, cell.column * cw), (cell.column + 1) * cw - scroll.clientWidth);
     mark();
   }, { signal });
@@ -252,7 +274,7 @@ function render({ model, el }) {
   const changed = () => { read(); redraw(); };
   const pointed = () => { mark(); reply(); };
   const wires = [...DATA.map((k) => /** @type {const} */ ([k, changed])), ["picked", pointed],
-    ["handled", reply], ["answer", reply], ["error", reply], ["listening", pointed]];
+    ["handled", reply], ["answer", reply], ["error", reply], ["listening", pointed], ["region", mark]];
   for (const [key, react] of wires) model.on(`change:${key}`, react);
   const sizes = new ResizeObserver(redraw);
   sizes.observe(el);
@@ -270,4 +292,16 @@ function render({ model, el }) {
   };
 }
 
-export default { render };
+/** Show a table {caption, columns, rows} of texts, or nothing. @param {HTMLElement} box @param {any} t */
+function fillTable(box, t) {
+  box.replaceChildren();
+  if (!t || !t.rows) return;
+  const table = add("table", "lw-table", box);
+  add("caption", "", table, {}, t.caption ?? "");
+  const head = add("tr", "", add("thead", "", table)), body = add("tbody", "", table);
+  for (const c of t.columns) add("th", "", head, { scope: "col" }, c);
+  for (const row of t.rows) {
+    const line = add("tr", "", body);
+    for (const c of row) add("bdi", "", add("td", "", line), {}, c);
+  }
+}

@@ -1,0 +1,3 @@
+// @ts-check
+// The map by itself.
+export default { render: heatMap };
