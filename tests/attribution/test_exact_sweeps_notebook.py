@@ -15,7 +15,8 @@ pytestmark = [pytest.mark.notebook, pytest.mark.slow]
 def folder(arch: str, path: Path) -> str:
     module, _ = toys.tiny(arch)
     module.save_pretrained(path / arch)
-    toys.tokenizer().save_pretrained(path / arch)
+    names = ("James", "Robert", "Michael", "William")  # fresh names for the other corruption
+    toys.tokenizer([*names, *toys.WORDS[: -len(names)]]).save_pretrained(path / arch)
     return str(path / arch)
 
 
