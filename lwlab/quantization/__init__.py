@@ -1,5 +1,6 @@
 """Quantisation: what rounding weights to a few bits costs, and models that run rounded."""
 
+from lwlab.quantization.allocate import ALLOCATORS, allocate
 from lwlab.quantization.calibrate import hessians, input_squares
 from lwlab.quantization.error import error_table
 from lwlab.quantization.gptq import Rounded, gptq
@@ -8,9 +9,11 @@ from lwlab.quantization.matrices import Matrix, matrices
 from lwlab.quantization.rounded import Quantized, fake_quantized
 
 __all__ = [
+    "ALLOCATORS",
     "Matrix",
     "Quantized",
     "Rounded",
+    "allocate",
     "error_table",
     "fake_quantized",
     "gptq",
