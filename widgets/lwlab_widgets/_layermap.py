@@ -72,14 +72,10 @@ class LayerMap(HeatMap, Live):
         """Show other results instead; the region is forgotten where it lies outside."""
         joined = _joined(result)
         super().update(joined)
-        self._shown = map_dims(
-            lab.as_array(joined, "LayerMap"),
-            *(self._dims[d] for d in ("x", "y", "maps")),
-            "LayerMap",
-        )[3]
-        if self.region and not all(
-            hi < size for (_, hi), size in zip(self.region.values(), self._shown.shape[-2:])
-        ):
+        x, y, over = (self._dims[name] for name in ("x", "y", "maps"))
+        self._shown = map_dims(lab.as_array(joined, "LayerMap"), x, y, over, "LayerMap")[3]
+        n, m = self._shown.shape[-2:]
+        if self.region and (self.region["rows"][1] >= n or self.region["columns"][1] >= m):
             self.region = {}
         return self
 

@@ -110,6 +110,8 @@ class Live(LabWidget):
 
     def close(self) -> None:
         """Stop, and leave the page."""
+        if not hasattr(self, "_turn"):
+            return  # its arguments were refused before it began
         with self._turn:
             self._closed = True
             self.stop()

@@ -19,7 +19,7 @@ from ._picture import FONT, _light, _text, svg_to_png
 
 Values = xr.DataArray | Mapping[str, Sequence[float]] | Sequence[float] | npt.NDArray[Any]
 _MOST = 20_000  # spans on the page
-_PICTURE = 900  # tokens a picture shows
+_PICTURE = 500  # cells a picture shows: it is stored in the notebook
 
 
 class TokenStrip(LabWidget):
