@@ -13,7 +13,7 @@
 #     family: attribution
 #     title: "MIB: A Mechanistic Interpretability Benchmark"
 #     paper: "2504.13151"
-#     cost: {seconds: 60, memory_mb: 1900}
+#     cost: {seconds: 60, memory_mb: 1950}
 #     model: smollm2-135m
 # ---
 
@@ -393,8 +393,8 @@ lw.claim(
     "circuits.relp-beats-eap", kind="paper", expect="> 0", pinned={"smollm2-135m": "not reproduced"},
     measured=float(cmd.sel(technique="eap") - cmd.sel(technique="relp")), paper="2508.21258", **same,
     statement="CMD of EAP less CMD of RelP: circuits by RelP are more faithful",
-    note="RelP leads at the smallest sizes, EAP from half a percent on; the paper compares nodes and "
-    "sparse features",
+    note="RelP leads at the two smallest sizes, EAP at most of the larger ones; the paper compares "
+    "nodes and sparse features",
 )  # fmt: skip
 
 # %%
