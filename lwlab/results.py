@@ -158,7 +158,8 @@ class Lab(Generic[_R]):
         result: Any = self._result
         options: dict[str, Any] = {"n": n, "seed": seed, "level": level}
         if isinstance(result, xr.DataArray):
-            return cast("_R", interval(result, over, **options))
+            one: Any = interval(result, over, **options)
+            return cast("_R", one)
         found = {k: interval(v, over, **options) for k, v in result.items() if over in v.dims}
         if not found:
             raise BadInput(f"no variable of this result has the dimension {over!r}")
