@@ -194,13 +194,16 @@ def skipped() -> bench.Case:
     return g.compared("14 tokens, the same with provable no-ops skipped", {every: 4}, 5)
 
 
-def long() -> bench.Case:
-    """A longer prompt: 24 cells, since whole grids take the peers an hour."""
-    case = questions.ioi(model(), 128)
-    g = Grid("resid_pre", case, [3, 11, 18, 26], [10, 31, 53, 74, 96, 117])
-    g.peers(4, layers=[3, 26])
-    targets = {NAIVE: 4, LENS: 4}
-    return g.compared("128 tokens, residual stream, 4 x 6 cells, nothing skipped", targets, 3)
+def long(layers: Sequence[int], positions: Sequence[int], batched: Sequence[int]) -> bench.Case:
+    """A longer prompt; a part of its cells, since the whole grid takes the peers an hour.
+
+    The fewer the cells, the more the two unedited runs weigh, which are in lwlab's time.
+    """
+    g = Grid("resid_pre", questions.ioi(model(), 128), layers, positions)
+    g.peers(4, layers=batched)
+    size = f"{len(layers)} x {len(positions)}"
+    title = f"128 tokens, residual stream, {size} cells, nothing skipped"
+    return g.compared(title, {NAIVE: 4, LENS: 4}, 3)
 
 
 def site(name: str, layers: int) -> bench.Case:
@@ -216,7 +219,8 @@ CASES: dict[str, Callable[[], bench.Case]] = {
     "resid-14": short,
     "resid-14-unlike": unlike,
     "resid-14-skip": skipped,
-    "resid-128": long,
+    "resid-128": partial(long, [3, 11, 18, 26], [10, 31, 53, 74, 96, 117], [3, 26]),
+    "resid-128-more": partial(long, range(1, 29, 3), range(8, 128, 16), [1, 28]),
     "resid_mid": partial(site, "resid_mid", 6),
     "attn_out": partial(site, "attn_out", 6),
     "mlp_out": partial(site, "mlp_out", 6),
