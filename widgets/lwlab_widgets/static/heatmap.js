@@ -55,7 +55,8 @@ function heatMap({ model, el }) {
   const bar = /** @type {HTMLCanvasElement} */ (add("canvas", "lw-bar", body, { "aria-hidden": "true" }));
   const readout = add("div", "lw-readout", root, { role: "status", "aria-live": "polite" });
   const answer = add("div", "lw-answer", root, { "aria-live": "polite" });
-  const error = add("div", "lw-error", root, { role: "alert" });
+  // Live instruments have a line of their own for errors.
+  const error = add("div", "lw-error", get("busy") === undefined ? root : null, { role: "alert" });
 
   let cw = 20, ch = 14, rows = 0, columns = 0, grid = new Float32Array(0);
   let cell = { row: 0, column: 0 };
@@ -217,7 +218,7 @@ function heatMap({ model, el }) {
     answer.classList.toggle("lw-busy", busy);
     answer.setAttribute("aria-busy", String(busy));
     answer.textContent = busy ? "working…" : get("answer");
-    error.textContent = busy || get("busy") !== undefined ? "" : get("error"); // live instruments have a line for it
+    error.textContent = busy ? "" : get("error");
   }
 
   /** @param {{row: number, column: number}} c */
