@@ -138,8 +138,8 @@ def draw_maps(
     out.append(f'<rect x="{x:.1f}" y="{y}" width="14" height="{tall}" fill="url(#g)"/>')
     out.append(_text(x, y - 8, value_title, 11))
     for v in ticks(domain):
-        at = y + tall * (domain[1] - v) / (domain[1] - domain[0]) + 4
-        out.append(_text(x + 19, at, f"{v:g}".replace("-", "−"), 10.5))
+        level = y + tall * (domain[1] - v) / (domain[1] - domain[0]) + 4
+        out.append(_text(x + 19, level, f"{v:g}".replace("-", "−"), 10.5))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
         f'font-family="{FONT}" fill="{_INK}"><rect width="100%" height="100%" fill="#fff"/>'
