@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from lwlab_widgets import HeadGrid, HeatMap, LabWidget, LayerMap, LensExplorer, Pick, TokenStrip
+from lwlab_widgets import (
+    BitBoard,
+    DepthBoard,
+    HeadGrid,
+    HeatMap,
+    LabWidget,
+    LayerMap,
+    LensExplorer,
+    Pick,
+    TokenStrip,
+    bits,
+    depth,
+)
 
 lens = LensExplorer
 map = LayerMap
@@ -10,6 +22,8 @@ tokens = TokenStrip
 heads = HeadGrid
 
 __all__ = [
+    "BitBoard",
+    "DepthBoard",
     "HeadGrid",
     "HeatMap",
     "LabWidget",
@@ -17,6 +31,8 @@ __all__ = [
     "LensExplorer",
     "Pick",
     "TokenStrip",
+    "bits",
+    "depth",
     "heads",
     "lens",
     "map",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from lwlab_widgets._base import LabWidget
+from lwlab_widgets._bits import BitBoard, bits
+from lwlab_widgets._depth import DepthBoard, depth
 from lwlab_widgets._heads import HeadGrid
 from lwlab_widgets._heatmap import HeatMap, Pick
 from lwlab_widgets._layermap import LayerMap
@@ -11,7 +13,9 @@ from lwlab_widgets._live import Cancelled, Job, Live
 from lwlab_widgets._tokens import TokenStrip
 
 __all__ = [
+    "BitBoard",
     "Cancelled",
+    "DepthBoard",
     "HeadGrid",
     "HeatMap",
     "Job",
@@ -21,4 +25,6 @@ __all__ = [
     "Live",
     "Pick",
     "TokenStrip",
+    "bits",
+    "depth",
 ]
