@@ -13,7 +13,7 @@
 #     family: attribution
 #     title: "MIB: A Mechanistic Interpretability Benchmark"
 #     paper: "2504.13151"
-#     cost: {seconds: 60, memory_mb: 1950}
+#     cost: {seconds: 60, memory_mb: 1600}
 #     model: smollm2-135m
 # ---
 
@@ -31,7 +31,7 @@
 # [arXiv:2304.14997](https://arxiv.org/abs/2304.14997). The circuit looked for: Wang et al. 2022,
 # [arXiv:2211.00593](https://arxiv.org/abs/2211.00593), in GPT-2 small.
 #
-# **Cost** with SmolLM2-135M: about a minute on two CPU cores, 1.9 GB of memory. Any decoder will do,
+# **Cost** with SmolLM2-135M: about a minute on two CPU cores, 1.6 GB of memory. Any decoder will do,
 # with grouped keys and values too: `lwlab run circuits -p model=gpt2`. The pinned verdicts are
 # SmolLM2-135M's, the only real model tried.
 
@@ -85,9 +85,9 @@ task.to_frame().head(2)
 # and none?
 
 # %%
-cutter = Cutter(net, task)  # what all runs of this notebook share is computed once
+cutter = Cutter(net, task, memory=1e8)  # what all runs of this notebook share is computed once
 names = {"relp": "RelP", "eap": "EAP", "eap-ig-inputs": "EAP-IG"}
-scores = edges.scores(net, cutter.pair, list(names), steps=steps, tolerance=None, memory=5e8)
+scores = edges.scores(net, cutter.pair, list(names), steps=steps, tolerance=None, memory=1.5e8)
 few = lw.circuit(scores.sel(technique="eap-ig-inputs"), keep=0.005)
 four = {
     "all edges": Circuit.of(graph, graph.exists),
