@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lwlab_widgets import (
     BitBoard,
+    CircuitGraph,
     DepthBoard,
     HeadGrid,
     HeatMap,
@@ -11,9 +12,12 @@ from lwlab_widgets import (
     LayerMap,
     LensExplorer,
     Pick,
+    SteeringDial,
     TokenStrip,
     bits,
+    circuit,
     depth,
+    steer,
 )
 
 lens = LensExplorer
@@ -23,6 +27,7 @@ heads = HeadGrid
 
 __all__ = [
     "BitBoard",
+    "CircuitGraph",
     "DepthBoard",
     "HeadGrid",
     "HeatMap",
@@ -30,11 +35,14 @@ __all__ = [
     "LayerMap",
     "LensExplorer",
     "Pick",
+    "SteeringDial",
     "TokenStrip",
     "bits",
+    "circuit",
     "depth",
     "heads",
     "lens",
     "map",
+    "steer",
     "tokens",
 ]

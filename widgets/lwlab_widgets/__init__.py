@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from lwlab_widgets._base import LabWidget
 from lwlab_widgets._bits import BitBoard, bits
+from lwlab_widgets._circuit import CircuitGraph, circuit
 from lwlab_widgets._depth import DepthBoard, depth
 from lwlab_widgets._heads import HeadGrid
 from lwlab_widgets._heatmap import HeatMap, Pick
 from lwlab_widgets._layermap import LayerMap
 from lwlab_widgets._lens import LensExplorer
 from lwlab_widgets._live import Cancelled, Job, Live
+from lwlab_widgets._steer import SteeringDial, steer
 from lwlab_widgets._tokens import TokenStrip
 
 __all__ = [
     "BitBoard",
     "Cancelled",
+    "CircuitGraph",
     "DepthBoard",
     "HeadGrid",
     "HeatMap",
@@ -24,7 +27,10 @@ __all__ = [
     "LensExplorer",
     "Live",
     "Pick",
+    "SteeringDial",
     "TokenStrip",
     "bits",
+    "circuit",
     "depth",
+    "steer",
 ]

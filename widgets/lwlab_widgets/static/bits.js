@@ -3,6 +3,8 @@
 /** @param {{model: AnyModel, el: HTMLElement}} context */
 function render({ model, el }) {
   const WHOLE = 16, stop = new AbortController(), { signal } = stop;
+  /** @param {number} b */
+  const said = (b) => (b === WHOLE ? "as is" : `${b} bits`);
   const root = add("div", "lw-widget lw-bits", el);
   const title = add("div", "lw-title", root), subtitle = add("div", "lw-subtitle", root);
   const tools = add("div", "lw-tools", root);
@@ -23,8 +25,6 @@ function render({ model, el }) {
   /** @type {ReturnType<typeof slider>[]} */
   let sliders = [];
 
-  /** @param {number} b */
-  const said = (b) => (b === WHOLE ? "as is" : `${b} bits`);
   /** @param {Node} parent @param {string} name */
   function slider(parent, name) {
     const label = add("label", "lw-slider", parent);
