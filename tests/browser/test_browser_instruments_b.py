@@ -34,6 +34,7 @@ model = lw.load("smollm2-135m")
 board = lw.widgets.depth(model, "The capital of France is")
 board
 """
+TABLES = "from IPython.display import display\ndisplay(lw.widgets.ledger())\nlw.widgets.atlas()"
 BITS = "rounded = lw.widgets.bits(model)\nrounded"
 DIAL = """
 streams = lw.cache(model, ["I love this film", "I hate this film"], "resid_post", layers=12)
@@ -50,14 +51,16 @@ def test_smollm2_answers_in_jupyterlab(lab):
     lab.page.set_default_timeout(60_000)
     expect.set_options(timeout=60_000)
     try:
-        page = lab.run("instruments_b.ipynb", MAKE, BITS, DIAL)
+        page = lab.run("instruments_b.ipynb", MAKE, BITS, DIAL, TABLES)
         depth_board(page)
         bit_board(page)
         steering_dial(page)
+        claims_ledger(page)
         for theme in ("Light", "Dark"):
             lab.theme(f"JupyterLab {theme}")
-            for name in ("depth", "bits", "steer"):
-                lab.shoot(f"{name}_{theme.lower()}", page.locator(f".lw-{name}"))
+            for name in ("depth", "bits", "steer", "ledger"):
+                shown = page.locator(f".lw-{name}").first
+                lab.shoot(f"{name}_{theme.lower()}", shown)
     finally:
         lab.theme("JupyterLab Light")
         lab.page.set_default_timeout(30_000)
@@ -158,6 +161,34 @@ def steering_dial(page):
     expect(root.locator('[role="alert"]')).to_be_empty()
     root.locator(".lw-prompt").fill("The best thing about the sea is")
     expect(base).not_to_have_text(plain)
+    expect(root.locator(".lw-activity")).to_have_class(re.compile("lw-idle"))
+    assert steered.inner_text() not in ("", base.inner_text())
+
+
+def claims_ledger(page):
+    """Typing, a choice and keys narrow the claims and open one; the index knows the papers."""
+    from playwright.sync_api import expect
+
+    root = page.locator(".lw-ledger").nth(0)
+    rows = root.locator("tbody tr:visible")
+    every = rows.count()
+    assert every > 5
+    root.get_by_role("searchbox").fill("relp")
+    expect(rows).not_to_have_count(every)
+    assert all("relp" in text.lower() for text in rows.locator("th").all_inner_texts())
+    root.get_by_role("searchbox").fill("")
+    expect(rows).to_have_count(every)
+    root.get_by_label("verdict").select_option("reproduced")
+    expect(rows).not_to_have_count(every)
+    assert set(rows.locator("td:nth-child(4)").all_inner_texts()) == {"reproduced"}
+    rows.first.locator("button").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(root.locator(".lw-detail")).to_contain_text("expected")
+    index = page.locator(".lw-ledger").nth(1)
+    index.get_by_label("family").select_option("depth")
+    expect(index.locator("tbody tr:visible").first).to_contain_text("depth")
+    assert "●" in index.locator("tbody").inner_text()
 
 
 @pytest.fixture
@@ -269,6 +300,26 @@ def test_steer_alone_sends_both_dials_and_the_prompt(alone, dial):
     page.wait_for_function("window.saved.some(s => s.prompt === 'a dog')")
     page.evaluate("model.set('steered', '<b>x')")
     assert page.locator(".lw-steered .lw-text").inner_text() == "<b>x"
+    page.evaluate("cleanup()")
+    assert page.evaluate("model.listeners()") == 0
+    assert page.locator("#el").inner_html() == ""
+
+
+def test_ledger_alone_filters_and_opens_rows_by_keyboard(alone):
+    from lwlab.widgets import ledger
+
+    made = ledger()
+    page = alone(made)
+    page.locator(".lw-open").first.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Space")
+    assert saved(page, "picked") == 1
+    page.get_by_role("searchbox").fill("x")
+    page.wait_for_function("window.saved.some(s => s.filters)")
+    assert saved(page, "filters")["text"] == "x"
+    page.evaluate("model.set('shown', [2])")
+    assert page.locator("tbody tr:visible").count() == 1
+    assert page.locator(".lw-count").inner_text() == f"1 of {len(made.rows)} claims"
     page.evaluate("cleanup()")
     assert page.evaluate("model.listeners()") == 0
     assert page.locator("#el").inner_html() == ""

@@ -9,6 +9,7 @@ from lwlab_widgets._depth import DepthBoard, depth
 from lwlab_widgets._heads import HeadGrid
 from lwlab_widgets._heatmap import HeatMap, Pick
 from lwlab_widgets._layermap import LayerMap
+from lwlab_widgets._ledger import Ledger, atlas, ledger
 from lwlab_widgets._lens import LensExplorer
 from lwlab_widgets._live import Cancelled, Job, Live
 from lwlab_widgets._steer import SteeringDial, steer
@@ -24,13 +25,16 @@ __all__ = [
     "Job",
     "LabWidget",
     "LayerMap",
+    "Ledger",
     "LensExplorer",
     "Live",
     "Pick",
     "SteeringDial",
     "TokenStrip",
+    "atlas",
     "bits",
     "circuit",
     "depth",
+    "ledger",
     "steer",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from ._live import Job
 
 if TYPE_CHECKING:
     from lwlab.models import Model
+    from lwlab.models.sites import Address
 
 PROMPT = "I think that this film is"
 LIMIT = 512
@@ -56,7 +58,7 @@ def direction_of(
 
     Raises BadInput for another shape, values that are not finite, or a direction of no length.
     """
-    d, n = model.d_model, model.n_layers
+    d, n = int(model.d_model or 0), model.n_layers
     if isinstance(direction, xr.DataArray):
         loose = [x for x in direction.dims if direction.sizes[x] != 1 or x in ("layer", "d_model")]
         if "layer" in loose and list(direction.coords.get("layer", range(n))) != list(range(n)):
@@ -182,14 +184,21 @@ class SteeringDial(Asked):
             self._base = prompt, tokens, self._text(job, "base", prompt, tokens, None)
         job.show(base=self._base[2])
         if strength:
-            edits = {f"resid_post.{layer}": lambda h: h + torch.as_tensor(added).to(h)}
+            edits: dict[str | Address, Any] = {
+                f"resid_post.{layer}": lambda h: h + torch.as_tensor(added).to(h)
+            }
             text = self._text(job, "steered", prompt, tokens, edits)
         else:
             text = self._base[2]
         job.show(steered=text, ms=round(1000 * (time.perf_counter() - start)))
 
     def _text(
-        self, job: Job, trait: str, prompt: str, tokens: int, edits: dict[str, Any] | None
+        self,
+        job: Job,
+        trait: str,
+        prompt: str,
+        tokens: int,
+        edits: Mapping[str | Address, Any] | None,
     ) -> str:
         stream = _Stream(self.model, job, trait, tokens)
         found = generate(self.model, prompt, tokens, edits, streamer=stream)

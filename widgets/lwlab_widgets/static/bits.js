@@ -37,7 +37,7 @@ function render({ model, el }) {
     input.addEventListener("keydown", (e) => e.stopPropagation(), { signal });
     input.addEventListener("input", tell, { signal });
     set(WHOLE);
-    return { input, value, set };
+    return { input, out, value, set };
   }
   const ask = debounce(() => send(model, { bits: sliders.map((s) => s.value()) }), 250);
   all.input.addEventListener("input", () => { sliders.forEach((s) => s.set(all.value())); ask(); }, { signal });
@@ -55,6 +55,7 @@ function render({ model, el }) {
     }
     sliders.forEach((s, i) => { if (s.value() !== bits[i]) s.set(bits[i]); });
     if (bits.every((/** @type {number} */ b) => b === bits[0])) all.set(bits[0]);
+    else { all.out.textContent = "mixed"; all.input.setAttribute("aria-valuetext", "mixed"); }
   }
   function drawAnswer() {
     const a = model.get("answer"), p = model.get("proper");
