@@ -12,31 +12,23 @@ import xarray as xr
 pytestmark = [pytest.mark.browser]
 
 MODEL = """
-import numpy as np, xarray as xr, lwlab as lw
+import numpy as np, lwlab as lw
+from lwlab.attribution import relp
 net = lw.load("smollm2-135m")
 task = lw.tasks.ioi(net, n=2)
 words = list(task.tokens(net).strings[0])
+found = relp.study(net, task, ["exact", "atp", "relp"], components="resid_pre", normalise=False)
+found = found.score.mean("prompt", keep_attrs=True).squeeze("component")
+score = lw.attention.stats(net, task.clean[0]).entropy.isel(prompt=0, position=-1)
 """
 LENS = 'lens = lw.widgets.lens(net, "The capital of France is", " Paris"); lens.wait(); lens'
-MAP = """
-rng = np.random.default_rng(0)
-exact = np.exp(-((np.arange(30)[:, None] - 14) / 5) ** 2) * rng.normal(0.6, 0.4, len(words))
-one = xr.DataArray(exact, dims=("layer", "position"), name="score",
-                   coords={"token_str": ("position", words)}, attrs={"long_name": "effect"})
-layers = lw.widgets.map({"exact": one, "AtP": 0.8 * one, "RelP": 0.9 * one}, net, task)
-layers
-"""
+MAP = "layers = lw.widgets.map(found, net, task, tokens=words); layers"
 TOKENS = """
-values = {"exact": exact.sum(0), "AtP": 0.8 * exact.sum(0) - 0.2}
-strip = lw.widgets.tokens(values, tokens=words, title="Effect by token")
+strip = lw.widgets.tokens(found.sum("layer"), tokens=words, title="Effect by token, all layers")
 strip.on_pick(lambda k: f"python heard {words[k]!r}")
 strip
 """
-HEADS = """
-score = xr.DataArray(rng.normal(size=(30, 9)), dims=("layer", "head"), name="score")
-heads = lw.widgets.heads(score, net, task.clean[0])
-heads
-"""
+HEADS = "heads = lw.widgets.heads(score, net, task.clean[0]); heads"
 
 
 def cell_at(over, row: int, column: int, rows: int, columns: int) -> dict[str, float]:
@@ -48,9 +40,14 @@ def cell_at(over, row: int, column: int, rows: int, columns: int) -> dict[str, f
     }
 
 
+def number(text: str) -> float:
+    """Return the number a front end printed last, with a real minus sign."""
+    return float(text.split()[-1].replace("−", "-"))
+
+
 def strip_width(page) -> int:
-    """How many tokens the prompts have, as the token strip of two rows shows them."""
-    return page.locator(".lw-token").count() // 2
+    """How many tokens the prompts have, as the token strip of three rows shows them."""
+    return page.locator(".lw-token").count() // 3
 
 
 @pytest.mark.slow
@@ -87,6 +84,11 @@ def test_four_instruments_answer_from_the_model(lab):
     over.scroll_into_view_if_needed()
     over.click(position=cell_at(over, 29, n - 1, 30, n))
     expect(layers.locator(".lw-answer")).to_contain_text("exact patch at resid_pre", timeout=long)
+    shown = number(layers.locator(".lw-readout b").inner_text())
+    change = re.search(r"\(([+-][\d.]+)\)", layers.locator(".lw-answer").inner_text())
+    assert change is not None
+    # The map's number is what the click measured: AtP and RelP are one button away.
+    assert float(change[1]) == pytest.approx(shown, abs=0.01 * abs(shown) + 0.002)
     first = layers.locator(".lw-answers tbody tr").first.locator("td").all_inner_texts()
     assert first[0] != first[2], "the last stream carries the answer"
     for key in ("ArrowDown", "Enter"):
@@ -104,7 +106,7 @@ def test_four_instruments_answer_from_the_model(lab):
 
     strip = page.locator(".lw-tokens")
     strip.locator(".lw-token").nth(2).hover()
-    expect(strip.locator(".lw-here")).to_have_count(2)
+    expect(strip.locator(".lw-here")).to_have_count(3)
     expect(strip.locator(".lw-readout")).to_contain_text("token 2")
     strip.locator(".lw-token").nth(2).click()
     expect(strip.locator(".lw-said")).to_contain_text("python heard")
@@ -129,7 +131,15 @@ def test_four_instruments_answer_from_the_model(lab):
     )
 
     times = page.evaluate(REDRAW)
-    print(f"redraw ms: median {statistics.median(times):.0f}, p95 {np.percentile(times, 95):.0f}")
+    tell("another map, no model run", times)
+    assert statistics.median(times) < 100
+    tell("lens click to its top ten from Python", page.evaluate(CLICKS, [".lw-lens", 12]))
+    runs = page.evaluate(RUNS, [".lw-layermap", 6])
+    tell("patch click to progress", [a for a, _ in runs])
+    tell("patch click to tokens", [b for _, b in runs])
+    runs = page.evaluate(RUNS, [".lw-heads", 6])
+    tell("head click to progress", [a for a, _ in runs])
+    tell("head click to pattern and tokens", [b for _, b in runs])
     roots = {"lens": lens, "layermap": layers, "tokens": strip, "heads": heads}
     for theme in ("light", "dark"):
         try:
@@ -154,6 +164,47 @@ REDRAW = """async () => {
     }
     return times;
 }"""
+
+
+# A click on one cell after another, until the table's caption (or the answer) names another place.
+CLICKS = """async ([box, n]) => {
+    const root = document.querySelector(box), over = root.querySelector('.lw-over'), times = [];
+    for (let k = 0; k < n; k++) {
+        const r = over.getBoundingClientRect();
+        const caption = () => root.querySelector('caption')?.textContent;
+        const was = caption();
+        const x = r.left + (k % 2 ? 0.3 : 0.7) * r.width;
+        const at = { clientX: x, clientY: r.top + 30, bubbles: true };
+        const start = performance.now();
+        over.dispatchEvent(new MouseEvent('click', at));
+        while (caption() === was) await new Promise(requestAnimationFrame);
+        times.push(performance.now() - start);
+    }
+    return times;
+}"""
+RUNS = """async ([box, n]) => {
+    const root = document.querySelector(box), over = root.querySelector('.lw-over'), times = [];
+    const busy = () => root.getAttribute('aria-busy') === 'true';
+    for (let k = 0; k < n; k++) {
+        const r = over.getBoundingClientRect();
+        const x = r.left + (k % 2 ? 0.3 : 0.7) * r.width;
+        const at = { clientX: x, clientY: r.top + 30, bubbles: true };
+        const start = performance.now();
+        over.dispatchEvent(new MouseEvent('click', at));
+        while (!busy()) await new Promise(requestAnimationFrame);
+        const seen = performance.now() - start;
+        while (busy()) await new Promise(requestAnimationFrame);
+        times.push([seen, performance.now() - start]);
+    }
+    return times;
+}"""
+
+
+def tell(what: str, times: list[float]) -> None:
+    """Print a latency."""
+    print(
+        f"{what}: median {statistics.median(times):.0f} ms, p95 {np.percentile(times, 95):.0f} ms"
+    )
 
 
 @pytest.fixture

@@ -174,7 +174,7 @@ class LayerMap(HeatMap, Live):
         ]
         metric = task.metric.name
         said = (
-            f"exact patch at {where}: {metric} {before:.3f} → {after:.3f} ({after - before:+.3f}), "
+            f"exact patch at {where} — {metric} {before:.3f} → {after:.3f} ({after - before:+.3f}), "
             f"mean over {len(task)} prompts; first prompt “{names[0][0]}” → “{names[1][0]}”"
         )
         with self._turn:
