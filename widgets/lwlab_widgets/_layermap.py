@@ -61,6 +61,7 @@ class LayerMap(HeatMap, Live):
         self.model, self.task, self.k = model, task, k
         self.measured: dict[str, float] = {}
         self._site = site
+        self._old: Any = None  # logits of the corrupt prompts, unpatched: the same for every click
         self._shown: xr.DataArray | None = None
         super().__init__(_joined(result), **options)
         if model is not None:
@@ -159,9 +160,12 @@ class LayerMap(HeatMap, Live):
             clean, address = clean.isel(head=int(pick["head"])), f"{address}.{int(pick['head'])}"
         job.tell(0.5, f"patching {len(task)} corrupt prompts at {where}…")
         donor = torch.as_tensor(clean.values)
-        run = patch(model, list(task.corrupt), {address: donor}, positions=at)
+        first = self._old is None
+        run = patch(model, list(task.corrupt), {address: donor}, positions=at, compare=first)
+        if first:
+            self._old = torch.as_tensor(run["base_logits"].values)
         job.check()
-        old, new = (torch.as_tensor(run[v].values) for v in ("base_logits", "logits"))
+        old, new = self._old, torch.as_tensor(run["logits"].values)
         before, after = float(task.metric(old).mean()), float(task.metric(new).mean())
         told = [
             (z[0].softmax(-1).topk(min(self.k, z.shape[-1])), z[0].softmax(-1)) for z in (old, new)
@@ -174,8 +178,8 @@ class LayerMap(HeatMap, Live):
         ]
         metric = task.metric.name
         said = (
-            f"exact patch at {where} — {metric} {before:.3f} → {after:.3f} ({after - before:+.3f}), "
-            f"mean over {len(task)} prompts; first prompt “{names[0][0]}” → “{names[1][0]}”"
+            f"exact patch at {where} — {metric} {before:.3f} → {after:.3f} "
+            f"({after - before:+.3f}), mean over {len(task)} prompts; first prompt “{names[0][0]}” → “{names[1][0]}”"
         )
         with self._turn:
             job.check()
