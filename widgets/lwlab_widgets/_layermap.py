@@ -179,7 +179,8 @@ class LayerMap(HeatMap, Live):
         metric = task.metric.name
         said = (
             f"exact patch at {where} — {metric} {before:.3f} → {after:.3f} "
-            f"({after - before:+.3f}), mean over {len(task)} prompts; first prompt “{names[0][0]}” → “{names[1][0]}”"
+            f"({after - before:+.3f}), mean over {len(task)} prompts; "
+            f"first prompt “{names[0][0]}” → “{names[1][0]}”"
         )
         with self._turn:
             job.check()
