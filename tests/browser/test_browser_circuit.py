@@ -66,7 +66,6 @@ def test_slider_node_and_button_in_jupyterlab(lab):
     page.keyboard.press("Enter")
     expect(root.locator(".lw-answer")).to_contain_text(f"keep {twelve} of", timeout=30_000)
 
-    page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-cell')")
     lab.shoot("circuit_light", root)
     try:
         lab.theme("JupyterLab Dark")

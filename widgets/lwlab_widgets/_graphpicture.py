@@ -78,7 +78,12 @@ def draw_graph(
         )
     # Thin lines last, so that a thick one does not hide them.
     for e in sorted(lines, key=lambda e: -abs(e.weight or 0)):
-        out.append(_line(e, at[e.sender], at[e.receiver], most, picked))
+        a, b = at[e.sender], at[e.receiver]
+        # A line past other rows goes around what stands in its way, on its own side.
+        past = round((a[1] - b[1]) / rise) - 1
+        side = 1 if a[0] + b[0] >= 2 * middle else -1
+        bow = side * min(90.0, 60.0 + 6 * past) if past and abs(a[0] - b[0]) < _WIDE else 0.0
+        out.append(_line(e, a, b, bow, most, picked))
     out += [_dot(d, *at[d.name], picked) for d in dots]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
@@ -88,7 +93,9 @@ def draw_graph(
     )
 
 
-def _line(e: Line, a: tuple[float, float], b: tuple[float, float], most: float, picked: str) -> str:
+def _line(
+    e: Line, a: tuple[float, float], b: tuple[float, float], bow: float, most: float, picked: str
+) -> str:
     (x0, y0), (x1, y1) = (a[0], a[1] - _HIGH / 2), (b[0], b[1] + _HIGH / 2)
     bend = (y0 - y1) / 2
     kind = "unknown" if e.weight is None else "helps" if e.weight >= 0 else "hinders"
@@ -96,11 +103,14 @@ def _line(e: Line, a: tuple[float, float], b: tuple[float, float], most: float, 
     dash = ' stroke-dasharray="6 3"' if kind == "hinders" else ""
     wide = 1.5 if e.weight is None else 1 + 5 * abs(e.weight) / most
     seen = 0.85 if not picked or picked in (e.sender, e.receiver) else 0.15
+    path = (
+        f"M{x0:.1f},{y0:.1f} C{x0 + bow:.1f},{y0 - bend:.1f} "
+        f"{x1 + bow:.1f},{y1 + bend:.1f} {x1:.1f},{y1:.1f}"
+    )
     return (
         f'<path class="lw-edge lw-{kind}" data-a="{escape(e.sender)}" data-b="{escape(e.receiver)}"'
-        f' d="M{x0:.1f},{y0:.1f} C{x0:.1f},{y0 - bend:.1f} {x1:.1f},{y1 + bend:.1f} {x1:.1f},'
-        f'{y1:.1f}" fill="none" stroke="{colour}" stroke-width="{wide:.2f}" opacity="{seen}"{dash}>'
-        f"<title>{escape(e.said)}</title></path>"
+        f' d="{path}" fill="none" stroke="{colour}" stroke-width="{wide:.2f}" opacity="{seen}"'
+        f"{dash}><title>{escape(e.said)}</title></path>"
     )
 
 
