@@ -11,12 +11,12 @@ pytestmark = pytest.mark.browser
 MAKE = """
 import lwlab as lw
 from lwlab.models import handmade
-made = handmade.build("induction", groups=2)
+made = handmade.build("duplicate")
 net, task = made.model, made.task(4)
 scores = lw.attribution.edges.scores(net, task, "eap")
 true = lw.attribution.circuits.Circuit.of(lw.attribution.circuits.Graph.of(net), made.circuit())
 graph = lw.widgets.circuit(scores, net, task, keep=20)
-for keep in (8, 12):
+for keep in (6, 12):
     found = lw.attribution.circuits.faithfulness(net, task, lw.circuit(scores, keep))
     print(f"{float(found.faithfulness[0]):.3f}", int(found.edges[0]))
 graph
@@ -35,12 +35,13 @@ def test_slider_node_and_button_in_jupyterlab(lab):
 
     page = lab.run("circuit.ipynb", MAKE, "graph.picked, graph.keep, graph.measured")
     said = page.locator('[data-mime-type="application/vnd.jupyter.stdout"] pre').inner_text()
-    (eight, n8), (twelve, n12) = (line.split() for line in said.split("\n") if line)
+    (six, n6), (twelve, n12) = (line.split() for line in said.split("\n") if line)
     root = page.locator(".lw-circuit")
     edges, note = root.locator(".lw-edge"), root.locator(".lw-note")
+    assert six != twelve
     before = edges.count()
-    set_range(page, ".lw-slide", 8)
-    expect(note).to_contain_text(f"{n8} edges, ")
+    set_range(page, ".lw-slide", 6)
+    expect(note).to_contain_text(f"{n6} edges, ")
     assert 0 < edges.count() < before
 
     node = root.locator('.lw-node[data-id="a0.h0"]')
@@ -55,7 +56,7 @@ def test_slider_node_and_button_in_jupyterlab(lab):
 
     root.get_by_role("button", name="Measure what is left").click()
     expect(root.locator(".lw-answer")).to_contain_text(
-        f"Measured: {n8} edges keep {eight} of the effect", timeout=30_000
+        f"Measured: {n6} edges keep {six} of the effect", timeout=30_000
     )
     expect(root.locator(".lw-answers tbody tr")).to_have_count(1)
 
