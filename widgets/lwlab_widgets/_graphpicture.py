@@ -50,7 +50,7 @@ def draw_graph(
     by_step = {s: sorted((d for d in dots if d.step == s), key=lambda d: d.order) for s in steps}
     # One half step of a few nodes is high enough to tell lines apart; sixty must still fit a page.
     rise = max(40.0, min(64.0, 900 / max(len(steps), 1)))
-    left = 84
+    left = 98
     widest = max((len(v) for v in by_step.values()), default=1)
     middle = left + max(300, widest * (_WIDE + _GAP) + 60) / 2
     top = 18 + 18 * len(heading)
