@@ -31,8 +31,14 @@ function ramp(stops) {
   });
 }
 
-/** Black or white, whichever is read better on a colour. @param {number[]} rgb */
-const inkOn = (rgb) => (0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] > 140 ? "#111" : "#fff");
+/** How bright a colour looks, 0 to 1 (WCAG's relative luminance). @param {number[]} rgb */
+const luminance = (rgb) => {
+  const [r, g, b] = rgb.map((c) => (c <= 10 ? c / 3294 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+
+/** Black or white, whichever has more contrast with a colour. @param {number[]} rgb */
+const inkOn = (rgb) => (luminance(rgb) > 0.179 ? "#000" : "#fff");
 
 /** The ramp's colour of a value, or null where there is none.
  *  @param {number[][]} colours @param {number} v @param {number} low @param {number} high */

@@ -300,7 +300,7 @@ function fillTable(box, t) {
   const table = add("table", "lw-table", box);
   add("caption", "", table, {}, t.caption ?? "");
   const head = add("tr", "", add("thead", "", table)), body = add("tbody", "", table);
-  for (const c of t.columns) add("th", "", head, { scope: "col" }, c);
+  for (const c of t.columns) add(c ? "th" : "td", "", head, c ? { scope: "col" } : {}, c);
   for (const row of t.rows) {
     const line = add("tr", "", body);
     for (const c of row) add("bdi", "", add("td", "", line), {}, c);
