@@ -19,6 +19,7 @@
 # **New here?** Run the cells below from the top, then open
 # [RelP](attribution/relp.ipynb): which parts of the model made it answer *Mary*? After it,
 # [depth efficiency](depth/depth_efficiency.ipynb): does the model use all of its layers?
+# [The instruments](touch.ipynb) has a cell for each widget. A path through two hours: `lwlab workshop`.
 
 # %% tags=["parameters"]
 model = "smollm2-135m"  # any Hugging Face id, local folder or GGUF file works too

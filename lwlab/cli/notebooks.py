@@ -150,14 +150,14 @@ def gallery(
 
 
 def _chosen(names: list[str] | None) -> list[Path]:
-    from lwlab.notebook import DOOR
+    from lwlab.notebook import ROOTS
     from lwlab.runs import registry
 
     every = registry.sources()
     if not names:
         return every
-    doors = [p for p in every if p.stem == DOOR]
-    return [doors[0] if n == DOOR and doors else registry.find(n).source for n in names]
+    roots = {p.stem: p for p in every if p.stem in ROOTS}
+    return [roots.get(n) or registry.find(n).source for n in names]
 
 
 @notebooks_app.command()

@@ -9,6 +9,7 @@ from lwlab.notebook.gate import is_stale, problems
 from lwlab.notebook.parameters import Parameter, parameters, validate
 from lwlab.notebook.source import (
     DOOR,
+    ROOTS,
     Header,
     file_stem,
     load,
@@ -18,7 +19,7 @@ from lwlab.notebook.source import (
 )
 
 __all__ = [
-    "DOOR", "Failure", "Header", "Outcome", "Parameter", "Progress", "bake", "build", "file_stem",
-    "freeze", "is_stale", "load", "parameters", "parse_header", "problems", "read_header",
-    "record", "run_notebook", "source_hash", "validate",
+    "DOOR", "ROOTS", "Failure", "Header", "Outcome", "Parameter", "Progress", "bake", "build",
+    "file_stem", "freeze", "is_stale", "load", "parameters", "parse_header", "problems",
+    "read_header", "record", "run_notebook", "source_hash", "validate",
 ]  # fmt: skip

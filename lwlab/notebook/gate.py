@@ -14,7 +14,7 @@ from lwlab.claims import read_claims
 from lwlab.errors import BadInput
 from lwlab.notebook.build import VEGA, VEGALITE, WIDGET
 from lwlab.notebook.parameters import parameters
-from lwlab.notebook.source import DOOR, Header, file_stem, load, read_header, source_hash
+from lwlab.notebook.source import ROOTS, Header, file_stem, load, read_header, source_hash
 
 MAX_OUTPUT = 300_000  # bytes of JSON of one output
 MAX_FILE = 1_000_000
@@ -59,7 +59,7 @@ def is_stale(py: Path) -> bool:
 def _source(py: Path, header: Header, nb: Any) -> Iterator[str]:
     if py.stem != file_stem(header.id):
         yield f"{py.name}: its id is {header.id!r}, so it should be {file_stem(header.id)}.py"
-    if header.id == DOOR:
+    if header.id in ROOTS:
         return
     if py.parent.name != file_stem(header.family):
         yield f"{py.name}: family {header.family!r}, but the folder is {py.parent.name!r}"
@@ -102,7 +102,7 @@ def _built(ipynb: Path, header: Header, source: Any) -> Iterator[str]:
     except BadInput as e:
         yield f": {e}"
         return
-    if not claims and header.id != DOOR:
+    if not claims and header.id not in ROOTS:
         yield ": makes no claim"
     for c in claims:
         yield from (f"[{c['cell']}]: claim {c['id']} {p}" for p in _claim(c))

@@ -25,6 +25,8 @@ from lwlab.errors import BadInput
 
 #: The door (`notebooks/index.py`) belongs to no family and measures no paper.
 DOOR = "index"
+#: Notebooks beside it, as it: the tour of the instruments.
+ROOTS = (DOOR, "touch")
 
 KERNELSPEC = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
 
@@ -47,7 +49,7 @@ class Header:
     def metadata(self) -> dict[str, Any]:
         """Return the header as notebook metadata, in the form it is written."""
         out: dict[str, Any] = {"id": self.id, "title": self.title}
-        if self.id != DOOR:
+        if self.id not in ROOTS:
             cost = {"seconds": self.seconds, "memory_mb": self.memory_mb}
             out |= {"family": self.family, "paper": self.paper, "model": self.model, "cost": cost}
         return out
@@ -106,8 +108,8 @@ def parse_header(fields: dict[str, Any], where: str) -> Header:
             "write cost: {seconds: 45, memory_mb: 1300}."
         )
 
-    if fields.get("id") == DOOR:
-        return Header(id=DOOR, title=text("title"))
+    if fields.get("id") in ROOTS:
+        return Header(id=text("id"), title=text("title"))
     return Header(
         id=text("id"), title=text("title"), family=text("family"),
         paper="" if fields.get("paper") == "" else text("paper"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import lwlab
 from lwlab import catalog
 from lwlab.errors import UnknownName, suggest
-from lwlab.notebook import DOOR, Header, file_stem, read_header
+from lwlab.notebook import ROOTS, Header, file_stem, read_header
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ def notebooks_dir() -> Path:
 
 
 def sources(folder: Path | None = None) -> list[Path]:
-    """Return every notebook source, the door first."""
+    """Return every notebook source, those at the root first, the door before the others."""
     folder = folder or notebooks_dir()
-    door = folder / f"{DOOR}.py"
-    return [p for p in (door,) if p.is_file()] + sorted(folder.glob("*/*.py"))
+    roots = (folder / f"{name}.py" for name in ROOTS)
+    return [p for p in roots if p.is_file()] + sorted(folder.glob("*/*.py"))
 
 
 def techniques(folder: Path | None = None) -> list[Technique]:
@@ -51,7 +51,7 @@ def techniques(folder: Path | None = None) -> list[Technique]:
     BadInput
         If a notebook has no valid header.
     """
-    found = [Technique(read_header(p), p) for p in sources(folder) if p.stem != DOOR]
+    found = [Technique(read_header(p), p) for p in sources(folder) if p.stem not in ROOTS]
     return sorted(found, key=lambda t: (t.header.family, t.header.id))
 
 

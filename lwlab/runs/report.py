@@ -16,7 +16,7 @@ from typing import Any
 from lwlab import __version__
 from lwlab.claims import ClaimTable, read_claims
 from lwlab.errors import BadInput
-from lwlab.notebook import DOOR
+from lwlab.notebook import ROOTS
 from lwlab.paths import write_atomic
 from lwlab.runs import registry
 
@@ -121,7 +121,7 @@ def read_entry(path: Path) -> Entry | None:
     record = {**facts, **_record(path)}
     if facts:
         facts = {"source_hash": header.get("source_hash"), **facts}
-    if (not claims and not record) or header.get("id") == DOOR:
+    if (not claims and not record) or header.get("id") in ROOTS:
         return None
     failure = record.get("failure") or {}
     models = [c["model"] for c in claims if c["model"]]
