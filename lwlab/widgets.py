@@ -1,32 +1,45 @@
-"""Instruments to touch: `lw.widgets.HeatMap` and its companions (see the package lwlab_widgets)."""
+"""Instruments to touch: `lw.widgets.lens(model, "...")` and its companions (package lwlab_widgets).
+
+Imported on first use: a chart alone needs none of them.
+"""
 
 from __future__ import annotations
 
-from lwlab_widgets import (
-    BitBoard,
-    CircuitGraph,
-    DepthBoard,
-    HeadGrid,
-    HeatMap,
-    LabWidget,
-    LayerMap,
-    Ledger,
-    LensExplorer,
-    Pick,
-    SteeringDial,
-    TokenStrip,
-    atlas,
-    bits,
-    circuit,
-    depth,
-    ledger,
-    steer,
-)
+from typing import TYPE_CHECKING, Any
 
-lens = LensExplorer
-map = LayerMap
-tokens = TokenStrip
-heads = HeadGrid
+#: What users type, where it is not the class's own name.
+_CALLED = {
+    "heads": "HeadGrid",
+    "lens": "LensExplorer",
+    "map": "LayerMap",
+    "tokens": "TokenStrip",
+}
+
+if TYPE_CHECKING:
+    from lwlab_widgets import (
+        BitBoard,
+        CircuitGraph,
+        DepthBoard,
+        HeadGrid,
+        HeatMap,
+        LabWidget,
+        LayerMap,
+        Ledger,
+        LensExplorer,
+        Pick,
+        SteeringDial,
+        TokenStrip,
+        atlas,
+        bits,
+        circuit,
+        depth,
+        ledger,
+        steer,
+    )
+    from lwlab_widgets import HeadGrid as heads
+    from lwlab_widgets import LayerMap as map
+    from lwlab_widgets import LensExplorer as lens
+    from lwlab_widgets import TokenStrip as tokens
 
 __all__ = [
     "BitBoard",
@@ -52,3 +65,17 @@ __all__ = [
     "steer",
     "tokens",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        import lwlab_widgets
+
+        value = getattr(lwlab_widgets, _CALLED.get(name, name))
+        globals()[name] = value
+        return value
+    raise AttributeError(f"lw.widgets has no instrument {name!r}; there are: {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -84,14 +84,14 @@ def run_notebook(
     start = time.perf_counter()
     with _Watch(timeout, memory_mb) as watch:
         try:
-            papermill.execute_notebook(
+            _started(place, watch, lambda: papermill.execute_notebook(
                 _literal(output), _literal(output), parameters=dict(parameters or {}),
                 kernel_name="python3", language="python", progress_bar=False, log_output=False,
                 start_timeout=120, store_widget_state=False,
                 kernel_manager_class=watch.manager_class(),
                 resources={"metadata": {"path": str(cwd or Path.cwd())}},
                 on_notebook_start=place.begin, on_cell_start=place.enter,
-            )  # fmt: skip
+            ))  # fmt: skip
         except papermill.PapermillExecutionError as e:
             # papermill put one note on top of the notebook and one above the failing cell
             traceback = "\n".join(e.traceback)
@@ -117,6 +117,21 @@ def run_notebook(
         status = "memory"
     seconds = time.perf_counter() - start
     return Outcome(status, round(seconds, 2), round(watch.peak / 2**20, 1), failure)
+
+
+def _started(place: _Place, watch: _Watch, run: Callable[[], Any]) -> None:
+    """Run; again where the kernel died before it was asked anything, at most three times.
+
+    Jupyter looks for free ports, and the kernel takes them a moment later: when many kernels start
+    at once, another may have been faster.
+    """
+    for left in (2, 1, 0):
+        try:
+            run()
+            return
+        except RuntimeError:
+            if not left or place.index is not None or watch.expired or watch.crowded:
+                raise
 
 
 def _literal(path: Path) -> str:
