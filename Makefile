@@ -23,7 +23,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.lab: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing lwlab into $(VENV) (about 2 GB on disk, a few minutes) ..."
+	@echo "Installing lwlab into $(VENV) (2.3 GB on disk, a few minutes) ..."
 	$(PIP) --quiet -e '.[lab]'
 	@touch $@
 
