@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import util
@@ -99,7 +99,7 @@ def page() -> str:
         f"# {plan()['title']}",
         f"{len(path)} notebooks, {total} minutes, on {plan()['model']}. Before the class: "
         "`lwlab workshop --check` on each machine. Then `lwlab lab`.",
-        "| start | minutes | notebook | you will see |\n|---|---|---|---|\n" + _table(path),
+        _timetable(path, "you will see", lambda s: s.goal),
     ]
     for i, s in enumerate(path, 1):
         parts.append(f"## {i}. {s.header.id}: {s.minutes} minutes\n\n{s.goal}\n\n{s.do}")
@@ -108,10 +108,11 @@ def page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(path: list[Step]) -> str:
-    rows, at = [], 0
+def _timetable(path: list[Step], last: str, say: Callable[[Step], str]) -> str:
+    """The path as a Markdown table, with the time at which each step starts; `last` is a column."""
+    rows, at = [f"| start | minutes | notebook | {last} |", "|---|---|---|---|"], 0
     for s in path:
-        rows.append(f"| {at // 60}:{at % 60:02d} | {s.minutes} | {s.header.id} | {s.goal} |")
+        rows.append(f"| {at // 60}:{at % 60:02d} | {s.minutes} | {s.header.id} | {say(s)} |")
         at += s.minutes
     return "\n".join(rows)
 
@@ -123,7 +124,7 @@ def answers() -> str:
         f"# {plan()['title']}: the instructor's page",
         f"Numbers are those of {plan()['model']} in the committed notebooks, seed and sizes as in "
         "their parameters cells; other prompts and models will differ.",
-        "| start | minutes | notebook | quick run |\n|---|---|---|---|\n" + _costs(path),
+        _timetable(path, "quick run", _cost),
     ]
     for i, s in enumerate(path, 1):
         parts.append(f"## {i}. {s.header.id}\n\n{s.goal}")
@@ -134,14 +135,9 @@ def answers() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _costs(path: list[Step]) -> str:
-    rows, at = [], 0
-    for s in path:
-        h = s.header
-        cost = f"{h.seconds:.0f} s, {h.memory_mb:.0f} MB" if h.seconds else "under a minute"
-        rows.append(f"| {at // 60}:{at % 60:02d} | {s.minutes} | {h.id} | {cost} |")
-        at += s.minutes
-    return "\n".join(rows)
+def _cost(step: Step) -> str:
+    h = step.header
+    return f"{h.seconds:.0f} s, {h.memory_mb:.0f} MB" if h.seconds else "under a minute"
 
 
 def check(run: bool = False) -> Iterator[Check]:

@@ -37,6 +37,11 @@ def front_end(*names: str) -> tuple[str, str]:
     return module, style
 
 
+def said(error: Exception) -> str:
+    """Return what a user is told: lwlab's own errors in their words, others with their kind."""
+    return str(error) if isinstance(error, LwlabError) else f"{type(error).__name__}: {error}"
+
+
 class LabWidget(anywidget.AnyWidget):
     """A widget whose mistakes are seen and whose saved form is a picture and a sentence.
 
@@ -62,7 +67,7 @@ class LabWidget(anywidget.AnyWidget):
             answer = call(*args)
         except Exception as e:
             self.failure = traceback.format_exc()
-            self.error = str(e) if isinstance(e, LwlabError) else f"{type(e).__name__}: {e}"
+            self.error = said(e)
             return None
         self.failure = self.error = ""
         return answer

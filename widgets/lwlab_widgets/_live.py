@@ -10,9 +10,7 @@ from typing import Any
 
 import traitlets as t
 
-from lwlab.errors import LwlabError
-
-from ._base import LabWidget
+from ._base import LabWidget, said
 
 
 class Cancelled(Exception):
@@ -137,7 +135,7 @@ class Live(LabWidget):
             except Exception as e:
                 if not job.stopped:
                     self.failure = traceback.format_exc()
-                    failed = str(e) if isinstance(e, LwlabError) else f"{type(e).__name__}: {e}"
+                    failed = said(e)
             with self._wake:
                 self._current = None
                 if self._next is None and not self._closed:

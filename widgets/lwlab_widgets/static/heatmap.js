@@ -44,7 +44,7 @@ function heatMap({ model, el }) {
   /** @template {keyof Model} K @param {K} k @returns {Model[K]} */
   const get = (k) => model.get(k);
   const stop = new AbortController(), { signal } = stop;
-  const root = add("div", "lw-heatmap", el);
+  const root = add("div", "lw-widget lw-heatmap", el);
   const title = add("div", "lw-title", root), subtitle = add("div", "lw-subtitle", root);
   const choices = add("fieldset", "lw-maps", root);
   const body = add("div", "lw-body", root);
