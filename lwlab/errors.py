@@ -30,6 +30,10 @@ class NoFiring(LwlabError):
     """An intervention that was asked for and never happened."""
 
 
+class Diverged(LwlabError):
+    """A training run whose loss stopped being a number."""
+
+
 class ClaimFailed(LwlabError, AssertionError):
     """An exact claim (mathematics says so) that does not hold."""
 

@@ -170,8 +170,10 @@ def _bytes_under(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def progress(title: str, size: int) -> Iterator[Callable[[int], None]]:
-    """Yield a function that shows how many bytes of `size` (0: not known) are done.
+def progress(title: str, size: int, *, unit: str = "MB") -> Iterator[Callable[[int], None]]:
+    """Yield a function that shows how much of `size` (0: not known) is done.
+
+    Counted in bytes and shown as MB, or, with another `unit`, counted in that.
 
     A bar in a terminal, one line of text that is rewritten in a notebook, a log record elsewhere.
     """
@@ -179,15 +181,23 @@ def progress(title: str, size: int) -> Iterator[Callable[[int], None]]:
 
     console = Console(stderr=True)
     if console.is_jupyter:
-        with _notebook_line(title, size) as show:
+        with _notebook_line(title, size, unit) as show:
             yield show
     elif console.is_terminal and not size:
         with console.status(title):
             yield lambda done: None
     elif console.is_terminal:
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+        counts = DownloadColumn() if unit == "MB" else MofNCompleteColumn()
+        columns = (TextColumn("{task.description}"), BarColumn(), counts, TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(title, total=size)
             yield lambda done: bar.update(task, completed=min(done, size))
@@ -197,7 +207,7 @@ def progress(title: str, size: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextlib.contextmanager
-def _notebook_line(title: str, size: int) -> Iterator[Callable[[int], None]]:
+def _notebook_line(title: str, size: int, unit: str) -> Iterator[Callable[[int], None]]:
     # Neither rich's nor tqdm's notebook bars: both are ipywidgets, which a saved notebook loses.
     from IPython.display import display
 
@@ -211,8 +221,9 @@ def _notebook_line(title: str, size: int) -> Iterator[Callable[[int], None]]:
         nonlocal shown
         if time.monotonic() - shown > 0.5:
             shown = time.monotonic()
-            total = f" of {size / 1e6:.0f}" if size else ""
-            handle.update(line(f"{title}: {done / 1e6:.0f}{total} MB"), raw=True)
+            scale = 1e6 if unit == "MB" else 1
+            total = f" of {size / scale:.0f}" if size else ""
+            handle.update(line(f"{title}: {done / scale:.0f}{total} {unit}"), raw=True)
 
     try:
         yield show

@@ -36,11 +36,12 @@ def load(
 ) -> Model:
     """Load a model by name and make sure that it is what it seems.
 
-    `name`: a zoo name (`lwlab models` lists them), a Hugging Face id, a local folder or a GGUF
-    file. `device_map` goes to accelerate for several GPUs (then leave `device` alone). `stack`
-    picks "encoder" or "decoder" of an encoder-decoder model. With `check`, the weights must be
-    finite, the traced logits bit-equal to the plain model's, and the identities of the anatomy
-    must hold on a short prompt; `model.checks` keeps the measured errors.
+    `name`: a zoo name (`lwlab models` lists them), `toys/NAME` (a small model trained here), a
+    Hugging Face id, a local folder or a GGUF file. `device_map` goes to accelerate for several
+    GPUs (then leave `device` alone). `stack` picks "encoder" or "decoder" of an encoder-decoder
+    model. With `check`, the weights must be finite, the traced logits bit-equal to the plain
+    model's, and the identities of the anatomy must hold on a short prompt; `model.checks` keeps
+    the measured errors.
 
     `remote`: True (NDIF) or the address of a server that runs NDIF: nothing but the configuration
     and the tokenizer is loaded here, and `lw.cache`, `patch`, `ablate`, `grads`, `chain` and
@@ -204,13 +205,13 @@ def _transformers(local: Any, dtype: torch.dtype, device_map: Any) -> tuple[nn.M
 
     config = tf.AutoConfig.from_pretrained(local.path)
     kwargs = {} if device_map is None else {"device_map": device_map}
-    with _BUILDING, _quiet():
+    with _BUILDING, quiet():
         module = auto_class(config).from_pretrained(local.path, dtype=dtype, **kwargs)
     return module, None if local.kind == "vision" else tokenizer_at(local.path)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' bar over local weights, which takes a second and litters notebooks."""
     from transformers.utils import logging as tf_logging
 

@@ -49,10 +49,11 @@ class Local:
 def resolve(name: str | Path, *, verify: bool = False) -> Local:
     """Return where the model called `name` lies, fetching or converting it first if needed.
 
-    `name` is one of `ENTRIES`; a Hugging Face id (`org/model`, `org/model@revision`, or an old one
-    without an organisation such as `gpt2`); a folder with `config.json` and weights; or a GGUF
-    file. With `verify` every file of a model that lwlab stored is hashed, else only sizes are
-    compared; a damaged copy is fetched again.
+    `name` is one of `ENTRIES`; `toys/NAME` (one of `lwlab.models.toys.TABLE`, trained here); a
+    Hugging Face id (`org/model`, `org/model@revision`, or an old one without an organisation such
+    as `gpt2`); a folder with `config.json` and weights; or a GGUF file. With `verify` every file
+    of a model that lwlab stored is hashed, else only sizes are compared; a damaged copy is fetched
+    again.
 
     Raises UnknownName for a name that is none of these, BadInput for a folder or file that cannot
     be loaded, FetchError when fetching fails.
@@ -61,6 +62,10 @@ def resolve(name: str | Path, *, verify: bool = False) -> Local:
     path = Path(text).expanduser()
     if text in ENTRIES:
         return _own(ENTRIES[text], verify=verify)
+    if text.startswith("toys/"):
+        from lwlab.models.toys.training import resolve as trained
+
+        return _folder(trained(text))
     if path.suffix == ".gguf":
         return _gguf(path, verify=verify)
     if path.is_dir() and (hub.looks_like_path(text) or (path / "config.json").is_file()):

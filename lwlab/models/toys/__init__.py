@@ -1,0 +1,48 @@
+"""Small models made here: random ones of every architecture, and ones trained here by a recipe.
+
+`tiny(arch)` makes a random model in milliseconds, for tests. `lw.load("toys/char-gpt2")`, or any
+other name of `TABLE`, gives a trained one: trained on this machine at the first use, with progress,
+and kept in the cache. `toys/NAME:SEED` is the same recipe from another seed, `toys/NAME@STEP` the
+model as it was after that many steps, where the recipe keeps it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from lwlab.models.toys.architectures import ARCHS, VOCAB, WORDS, tiny, tokenizer
+
+if TYPE_CHECKING:
+    from lwlab.models.toys.recipe import Recipe, characters
+    from lwlab.models.toys.training import find, history, train, trained
+
+TABLE: dict[str, str | type[Recipe]] = {
+    "char-gpt2": "char_gpt2:CharGPT2",
+}
+"""Name of a trained toy to its recipe: `module:class` in this package, or a `Recipe` of yours."""
+
+_LAZY = {
+    **{"Recipe": "recipe", "characters": "recipe"},
+    **{"find": "training", "history": "training", "train": "training", "trained": "training"},
+}
+__all__ = [
+    "ARCHS",
+    "TABLE",
+    "VOCAB",
+    "WORDS",
+    "Recipe",
+    "characters",
+    "find",
+    "history",
+    "tiny",
+    "tokenizer",
+    "train",
+    "trained",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'lwlab.models.toys' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"lwlab.models.toys.{_LAZY[name]}"), name)
