@@ -263,3 +263,41 @@ def mount(page: Page, widget: Any) -> None:
         }""",
         str(widget._esm),
     )
+
+
+def listen(root: Any, selector: str) -> None:
+    """Write down, in the page, every text that `selector` inside `root` shows from now on.
+
+    What passes by in a few milliseconds is not seen by looking a few times a second.
+    """
+    root.evaluate(
+        """(root, selector) => {
+            root.heard = [];
+            const note = () => root.heard.push(root.querySelector(selector)?.textContent);
+            new MutationObserver(note).observe(root,
+                { childList: true, characterData: true, subtree: true });
+        }""",
+        selector,
+    )
+
+
+def heard(root: Any) -> list[str]:
+    """Return the texts that `listen` has written down, one a change, without repeats in a row."""
+    texts: list[str] = root.evaluate("root => root.heard")
+    return [t for i, t in enumerate(texts) if t and (i == 0 or t != texts[i - 1])]
+
+
+def click_when(root: Any, selector: str, text: str, button: str) -> None:
+    """Click the button called `button` the moment that `selector` shows `text`: see `root.clicked`."""
+    root.evaluate(
+        """(root, [selector, text, button]) => { root.clicked = new Promise((done) => {
+            const look = new MutationObserver(() => {
+                if (!root.querySelector(selector)?.textContent.includes(text)) return;
+                look.disconnect();
+                [...root.querySelectorAll("button")].find((b) => b.textContent === button).click();
+                done();
+            });
+            look.observe(root, { childList: true, characterData: true, subtree: true });
+        }); }""",
+        [selector, text, button],
+    )

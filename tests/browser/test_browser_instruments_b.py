@@ -109,6 +109,7 @@ def depth_board(page):
 
 def bit_board(page):
     """A key on a slider, a budget, and a measurement with progress."""
+    from labdriver import heard, listen
     from playwright.sync_api import expect
 
     root = page.locator(".lw-bits")
@@ -126,9 +127,11 @@ def bit_board(page):
     expect(size).to_have_text(re.compile(r"(59\.[5-9]|60\.0) MB"))
     expect(now).not_to_have_text("…")
     assert float(now.inner_text()) > before
+    listen(root, ".lw-status")
     root.get_by_role("button", name="Measure properly").click()
-    expect(root.locator(".lw-status")).to_contain_text("text 1")
     expect(root.locator(".lw-proper b")).to_be_visible()
+    assert "the model as it is: text 1" in heard(root)
+    assert "the rounded model: text 1" in heard(root)
     assert float(root.locator(".lw-proper b").inner_text()) > 1
     root.locator(".lw-budget").fill("1")
     root.get_by_role("button", name="Allocate").click()
@@ -137,6 +140,7 @@ def bit_board(page):
 
 def steering_dial(page):
     """The strongest push changes the text, token by token; no push gives it back."""
+    from labdriver import click_when
     from playwright.sync_api import expect
 
     root = page.locator(".lw-steer")
@@ -153,10 +157,10 @@ def steering_dial(page):
     assert base.inner_text() == plain
     root.get_by_role("button", name="No steering").click()
     expect(steered).to_have_text(plain)
+    click_when(root, ".lw-status", "steered text", "Cancel")
     strength.focus()
     page.keyboard.press("Home")
-    expect(root.locator(".lw-status")).to_contain_text("steered text")
-    root.get_by_role("button", name="Cancel").click()
+    root.evaluate("root => root.clicked")
     expect(root.locator(".lw-activity")).to_have_class(re.compile("lw-idle"))
     expect(root.locator('[role="alert"]')).to_be_empty()
     root.locator(".lw-prompt").fill("The best thing about the sea is")
