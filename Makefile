@@ -40,6 +40,8 @@ lab: $(VENV)/.lab  ## open JupyterLab on the index notebook
 
 test: $(VENV)/.dev  ## run all tests: units, every notebook, the browser
 	@for m in smollm2-135m all-minilm-l6 efficientnet-lite0; do $(BIN)/lwlab fetch $$m || exit 1; done
+	@$(BIN)/python -c 'from lwlab.models import toys; print(*toys.TABLE, sep="\n")' \
+	  | xargs -P $(WORKERS) -I NAME $(BIN)/lwlab fetch toys/NAME
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: $(VENV)/.dev  ## ruff and mypy

@@ -193,7 +193,7 @@ def test_models_lists_names_sizes_licences_and_whether_they_are_here(
     monkeypatch.setenv("LWLAB_CACHE", str(tmp_path))
     code, out, _ = lwlab("models")
     assert code == 0
-    for part in ("smollm2-135m", "Apache-2.0", "93 MB download", "not here yet", "https://"):
+    for part in ("smollm2-135m", "Apache-2.0", "93 MB download", "not here yet", "toys/char-gpt2"):
         assert part in out
 
 

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 @app.command()
 def models() -> None:
     """List the models lwlab fetches by itself, and whether each is on this machine."""
-    from lwlab.models import zoo
+    from lwlab.models import toys, zoo
     from lwlab.runs.console import model_lines
 
     for line in model_lines(zoo.status()):
         typer.echo(line)
-    typer.echo("\nAlso any Hugging Face id, model folder or GGUF file.")
+    typer.echo(
+        "\nSmall ones, trained on this machine at the first use: "
+        + ", ".join(f"toys/{name}" for name in toys.TABLE)
+    )
+    typer.echo("Also any Hugging Face id, model folder or GGUF file.")
 
 
 @app.command()

@@ -85,6 +85,10 @@ def fetch(name: str, *, again: bool = False) -> Local:
     """Make `name` ready on this machine; with `again`, anew even where it already is."""
     if again and name in ENTRIES:
         remove(name)
+    elif again and name.startswith("toys/"):
+        from lwlab.models.toys import training
+
+        training.resolve(name, again=True)
     return resolve(name, verify=True)
 
 

@@ -288,7 +288,7 @@ def heard(root: Any) -> list[str]:
 
 
 def click_when(root: Any, selector: str, text: str, button: str) -> None:
-    """Click the button called `button` the moment that `selector` shows `text`: see `root.clicked`."""
+    """Click `button` the moment that `selector` shows `text`; `root.clicked` is when it did."""
     root.evaluate(
         """(root, [selector, text, button]) => { root.clicked = new Promise((done) => {
             const look = new MutationObserver(() => {

@@ -122,6 +122,14 @@ def test_what_a_recipe_starts_from_is_part_of_its_checksum(monkeypatch):
     assert Copy.checksum() != before
 
 
+def test_a_teacher_can_train_it_anew():
+    seen = []
+    first = toys.trained("copy").checksum
+    toys.train(Copy, again=True, watch=lambda step, numbers: seen.append(numbers["loss"]))
+    assert len(seen) == 30
+    assert zoo.fetch("toys/copy", again=True).checksum == first
+
+
 def test_a_damaged_copy_is_made_again(own_cache):
     lw.load("toys/copy")
     (file,) = (own_cache / "models" / "toys").glob("*/step-30/model.safetensors")

@@ -11,9 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lwlab.models.toys.architectures import ARCHS, VOCAB, WORDS, tiny, tokenizer
-
 if TYPE_CHECKING:
+    from lwlab.models.toys.architectures import ARCHS, VOCAB, WORDS, tiny, tokenizer
     from lwlab.models.toys.recipe import Recipe, characters
     from lwlab.models.toys.training import find, history, train, trained
 
@@ -23,6 +22,7 @@ TABLE: dict[str, str | type[Recipe]] = {
 """Name of a trained toy to its recipe: `module:class` in this package, or a `Recipe` of yours."""
 
 _LAZY = {
+    **dict.fromkeys(("ARCHS", "VOCAB", "WORDS", "tiny", "tokenizer"), "architectures"),
     **{"Recipe": "recipe", "characters": "recipe"},
     **{"find": "training", "history": "training", "train": "training", "trained": "training"},
 }

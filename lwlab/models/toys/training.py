@@ -75,8 +75,11 @@ def history(name: str, *, seed: int = 0) -> dict[str, Any]:
     return found
 
 
-def resolve(text: str) -> Path:
-    """Return the folder of `toys/NAME[:SEED][@STEP]`, trained first if it is not there."""
+def resolve(text: str, *, again: bool = False) -> Path:
+    """Return the folder of `toys/NAME[:SEED][@STEP]`, trained first if it is not there.
+
+    With `again` it is trained anew in any case.
+    """
     rest, _, at = text.removeprefix(PREFIX).partition("@")
     name, _, seed = rest.partition(":")
     recipe = find(name)
@@ -87,7 +90,7 @@ def resolve(text: str) -> Path:
             f"{text!r}: toys are called toys/NAME, toys/NAME:SEED or toys/NAME@STEP"
         ) from None
     _check(recipe, number, step)
-    folder = train(recipe, number) / f"step-{recipe.steps if step is None else step}"
+    folder = train(recipe, number, again=again) / f"step-{recipe.steps if step is None else step}"
     if stored.damage(folder):
         train(recipe, number, again=True)
     return folder
