@@ -23,6 +23,9 @@ from lwlab.depth.depth_efficiency import (
     token_erasure,
     word_problems,
 )
+from lwlab.depth.llm_drop import drop_order, importance, iterative_order
+from lwlab.depth.llm_drop_measure import drop_curve, footprint, single_losses, speed
+from lwlab.depth.removal import remove
 from lwlab.depth.similarity import layer_angles, layer_cka
 
 __all__ = [
@@ -30,10 +33,15 @@ __all__ = [
     "Question",
     "deepening",
     "depth_score",
+    "drop_curve",
+    "drop_order",
+    "footprint",
     "from_hub",
     "future_share",
     "halves",
+    "importance",
     "integrated_gradients",
+    "iterative_order",
     "layer_angles",
     "layer_cka",
     "layer_contributions",
@@ -41,9 +49,12 @@ __all__ = [
     "multi_hop",
     "overview",
     "question_effects",
+    "remove",
     "row_means",
     "scores_by_level",
+    "single_losses",
     "skip_effects",
+    "speed",
     "sums",
     "token_erasure",
     "word_problems",
