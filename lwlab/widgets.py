@@ -29,12 +29,14 @@ if TYPE_CHECKING:
         Pick,
         SteeringDial,
         TokenStrip,
+        TrainingMonitor,
         atlas,
         bits,
         circuit,
         depth,
         ledger,
         steer,
+        training,
     )
     from lwlab_widgets import HeadGrid as heads
     from lwlab_widgets import LayerMap as map
@@ -54,6 +56,7 @@ __all__ = [
     "Pick",
     "SteeringDial",
     "TokenStrip",
+    "TrainingMonitor",
     "atlas",
     "bits",
     "circuit",
@@ -64,6 +67,7 @@ __all__ = [
     "map",
     "steer",
     "tokens",
+    "training",
 ]
 
 

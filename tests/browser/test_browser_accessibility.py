@@ -35,9 +35,19 @@ def _tokens() -> Any:
     return lw.widgets.tokens(np.linspace(-1, 1, 20), words)
 
 
+def _training() -> Any:
+    made = lw.widgets.training(
+        lambda rate: iter([(i, {"loss": 1 / (i + rate)}) for i in range(5)]),
+        {"Loss": ["loss"]}, total=4, knobs={"rate": [1, 2]},
+    )  # fmt: skip
+    made.order("start")
+    return made
+
+
 OTHERS = {
     "map": _map, "circuit": _circuit, "tokens": _tokens,
-    "ledger": lambda: lw.widgets.ledger(), "atlas": lambda: lw.widgets.atlas(),
+    "training": _training, "ledger": lambda: lw.widgets.ledger(),
+    "atlas": lambda: lw.widgets.atlas(),
 }  # fmt: skip
 
 

@@ -24,12 +24,14 @@ _LAZY = {
     "Pick": "_heatmap",
     "SteeringDial": "_steer",
     "TokenStrip": "_tokens",
+    "TrainingMonitor": "_training",
     "atlas": "_ledger",
     "bits": "_bits",
     "circuit": "_circuit",
     "depth": "_depth",
     "ledger": "_ledger",
     "steer": "_steer",
+    "training": "_training",
 }
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from lwlab_widgets._live import Cancelled, Job, Live
     from lwlab_widgets._steer import SteeringDial, steer
     from lwlab_widgets._tokens import TokenStrip
+    from lwlab_widgets._training import TrainingMonitor, training
 
 __all__ = [
     "BitBoard",
@@ -62,12 +65,14 @@ __all__ = [
     "Pick",
     "SteeringDial",
     "TokenStrip",
+    "TrainingMonitor",
     "atlas",
     "bits",
     "circuit",
     "depth",
     "ledger",
     "steer",
+    "training",
 ]
 
 
