@@ -11,6 +11,7 @@ from lwlab.tasks.digits import Digits, digits
 from lwlab.tasks.evaluate import evaluate
 from lwlab.tasks.facts import RELATIONS, Relation, country_capital, facts
 from lwlab.tasks.greater_than import greater_than
+from lwlab.tasks.grid import arithmetic_grid
 from lwlab.tasks.induction import induction
 from lwlab.tasks.ioi import RELP_PAIRS as IOI_RELP_PAIRS
 from lwlab.tasks.ioi import TEMPLATES as IOI_TEMPLATES
@@ -32,6 +33,7 @@ __all__ = [
     "Task",
     "agreement",
     "arithmetic",
+    "arithmetic_grid",
     "corpus",
     "country_capital",
     "digits",

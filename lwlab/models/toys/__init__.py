@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lwlab.models.toys.training import find, history, train, trained
 
 TABLE: dict[str, str | type[Recipe]] = {
+    "arithmetic": "arithmetic:Arithmetic",
     "char-gpt2": "char_gpt2:CharGPT2",
 }
 """Name of a trained toy to its recipe: `module:class` in this package, or a `Recipe` of yours."""
