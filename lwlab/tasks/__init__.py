@@ -6,6 +6,7 @@ from lwlab.tasks.agreement import TEMPLATES as AGREEMENT_TEMPLATES
 from lwlab.tasks.agreement import agreement
 from lwlab.tasks.arithmetic import arithmetic
 from lwlab.tasks.base import Task
+from lwlab.tasks.concepts import CONCEPTS, Concept, concept, read_concept
 from lwlab.tasks.corpus import corpus
 from lwlab.tasks.digits import Digits, digits
 from lwlab.tasks.evaluate import evaluate
@@ -23,10 +24,12 @@ from lwlab.tasks.pronouns import pronouns
 
 __all__ = [
     "AGREEMENT_TEMPLATES",
+    "CONCEPTS",
     "IOI_RELP_PAIRS",
     "IOI_TEMPLATES",
     "PRONOUN_TEMPLATES",
     "RELATIONS",
+    "Concept",
     "Digits",
     "Metric",
     "Relation",
@@ -34,6 +37,7 @@ __all__ = [
     "agreement",
     "arithmetic",
     "arithmetic_grid",
+    "concept",
     "corpus",
     "country_capital",
     "digits",
@@ -49,5 +53,6 @@ __all__ = [
     "perplexity",
     "prob_diff",
     "pronouns",
+    "read_concept",
     "top1",
 ]
