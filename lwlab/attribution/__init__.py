@@ -1,10 +1,10 @@
 """Attribution: which parts of a model an answer came from."""
 
-from lwlab.attribution import af1, atp, circuits, edges, exact, ig, nodes, placebo, relp
+from lwlab.attribution import af1, atp, circuits, edges, exact, ig, nodes, obsprop, placebo, relp
 from lwlab.attribution.agreement import agreement, gain
 from lwlab.attribution.pairs import COMPONENTS, Pair
 
 __all__ = [
     "COMPONENTS", "Pair", "af1", "agreement", "atp", "circuits", "edges", "exact", "gain", "ig",
-    "nodes", "placebo", "relp",
+    "nodes", "obsprop", "placebo", "relp",
 ]  # fmt: skip
