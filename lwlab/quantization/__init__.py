@@ -1,5 +1,6 @@
 """Quantisation: what rounding weights to a few bits costs, and models that run rounded."""
 
+from lwlab.quantization import baq, layerwise_quant
 from lwlab.quantization.allocate import ALLOCATORS, allocate
 from lwlab.quantization.calibrate import hessians, input_squares
 from lwlab.quantization.error import error_table
@@ -14,12 +15,14 @@ __all__ = [
     "Quantized",
     "Rounded",
     "allocate",
+    "baq",
     "error_table",
     "fake_quantized",
     "gptq",
     "hadamard_matrix",
     "hessians",
     "input_squares",
+    "layerwise_quant",
     "matrices",
     "walsh_hadamard",
 ]

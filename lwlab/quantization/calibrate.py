@@ -58,6 +58,10 @@ def input_squares(
     return _moments(model, texts, matrices(model, layers, modules), max_tokens, skip, squares)
 
 
+class _Enough(Exception):
+    """All inputs of a text have been read."""
+
+
 def _moments(
     model: Model,
     texts: str | Sequence[str],
@@ -77,6 +81,12 @@ def _moments(
     if not n:
         raise BadInput(f"no text is longer than the {skip} token(s) that are skipped")
     total: Moments = {}
+    seen: set[tuple[int, str]] = set()
+    # Blocks after the last one asked for need not run, unless one of them is an earlier one again.
+    blocks = list(model.module.get_submodule(model.anatomy.blocks).children())
+    early = len({id(p) for b in blocks for p in b.parameters()}) == sum(
+        len(list(b.parameters())) for b in blocks
+    )
 
     def hook(m: Matrix) -> Callable[[Any, tuple[Any, ...]], None]:
         def add(_: Any, args: tuple[Any, ...]) -> None:
@@ -84,6 +94,9 @@ def _moments(
             part = moment(x.float())
             key = (m.layer, m.name)
             total[key] = total[key] + part if key in total else part
+            seen.add(key)
+            if early and len(seen) == len(chosen):
+                raise _Enough
 
         return add
 
@@ -92,5 +105,7 @@ def _moments(
             handle = m.module.register_forward_pre_hook(hook(m))
             stack.callback(handle.remove)
         for row in rows:
-            model.module(input_ids=row)
+            seen.clear()
+            with contextlib.suppress(_Enough):
+                model.module(input_ids=row)
     return {key: value / n for key, value in total.items()}
