@@ -1,0 +1,360 @@
+"""DynamicLRP: relevance of any model's inputs, one rule an operation, no model-specific code.
+
+Lee et al. 2025, "Always Keep Your Promises: A Model-Agnostic Solution To Layer-Wise Relevance
+Propagation" (arXiv:2512.07010). The engine is `lwlab.attribution.oplrp`: it walks the autograd graph
+of one forward pass. Here it is asked of models, tasks and pictures. LRP is claimed as patented
+technology by one of its groups, which grants free use for personal and scientific purposes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from lwlab.attribution.oplrp import OPS, Graph, Relevance, Rules, op, propagate, rules_of, uncovered
+from lwlab.attribution.oplrp.walk import Unknown, refuse_unknown
+from lwlab.errors import BadInput, UnknownName, suggest
+from lwlab.models.model import Model, Prompts
+from lwlab.models.sample import sample
+from lwlab.models.sites import SITES, Address
+from lwlab.results import label, provenance
+from lwlab.tasks.base import Task
+from lwlab.tracing import engine, labels, lock
+from lwlab.tracing.edits import Edit
+
+PAPER = "2512.07010"
+#: What is asked: an id a prompt, or a function of the output to one number a prompt.
+Target = int | Sequence[int] | Tensor | Callable[[Tensor], Tensor] | None
+Start = Literal["one", "value"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One forward pass with its graph: what is asked of it, and the tensors that were read.
+
+    `output` [n] or [n, ids]; `weights`, in its shape, say which of it is asked for, so that the
+    number of prompt i is sum(output[i] * weights[i]).
+    """
+
+    output: Tensor
+    weights: Tensor
+    reads: dict[Address | None, Tensor]
+    data: engine.Batch
+
+    @property
+    def value(self) -> Tensor:
+        """The number asked for [n], in the graph."""
+        return (self.output * self.weights).flatten(1 if self.output.ndim > 1 else 0).sum(
+            1
+        ) if self.output.ndim > 1 else self.output * self.weights
+
+    def start(self, how: Start) -> Tensor:
+        """What relevance begins with: 1 (or -1) at what is asked for, or its own value."""
+        return self.weights if how == "one" else (self.weights * self.output).detach()
+
+
+def ask(
+    model: Model,
+    prompts: Prompts | Task,
+    target: Target = None,
+    sites: Sequence[Address] = (),
+    *,
+    contrast: bool = False,
+    edits: Sequence[Edit] = (),
+) -> Asked:
+    """Run the model once with its graph; arguments as in `scores`.
+
+    Key None of `reads` holds the pictures of a vision model.
+    """
+    given = list(prompts.clean) if isinstance(prompts, Task) else prompts
+    data = engine.batch(model, given)
+    reads: dict[Address | None, Tensor] = {}
+    if data.tokens is None:
+        pixels = [*data.args, *data.inputs.values()]
+        for x in pixels:
+            if isinstance(x, Tensor) and x.is_floating_point() and not x.requires_grad:
+                data.args = tuple(x.detach().requires_grad_() if y is x else y for y in data.args)
+                data.inputs = {
+                    k: x.detach().requires_grad_() if y is x else y for k, y in data.inputs.items()
+                }
+        floats = [x for x in [*data.args, *data.inputs.values()] if _is_float(x)]
+        if floats:
+            reads[None] = floats[0]
+    bare = "logits" not in model.anatomy.taps
+    last = Address("resid_post", model.n_layers - 1)
+    if bare and not callable(target):
+        raise BadInput(
+            f"{model.name} has no logits: give target=, a function of its last stream [prompts, "
+            "positions, d_model] to one number a prompt (for example `similarity`)"
+        )
+    with lock(model), _tracked(model):
+        wanted = [*sites, last] if bare else list(sites)
+        trace = engine.run(model, data, wanted, edits, grad=True)
+        output = trace.values[last] if bare else trace.logits
+        assert output is not None
+        with torch.enable_grad():
+            picked, weights = _pick(model, prompts, target, output, contrast)
+    reads.update({a: trace.values[a] for a in sites})
+    return Asked(picked, weights, reads, trace.batch)
+
+
+def scores(
+    model: Model,
+    prompts: Prompts | Task,
+    target: Target = None,
+    *,
+    rules: str | Rules = "paper",
+    site: str = "input",
+    layers: Sequence[int] | int | None = None,
+    start: Start = "one",
+    contrast: bool = False,
+    unknown: Unknown = "error",
+    batch_size: int = 16,
+) -> xr.DataArray:
+    """Relevance of every token (or pixel) for what the model answered, in one forward and one walk.
+
+    R_start = 1 at the logit asked for, 0 elsewhere (`start="value"`: the logit itself); every
+    operation of the autograd graph hands what it received to its operands by its rule (`Rules`);
+    R(token) is the sum over d_model of what comes to its embedding, R(pixel) the sum over channels.
+
+    target: None asks for a task's answers (`contrast`: minus its foils), else for the top logit;
+    an id (or one for each prompt); or a function of the logits [n, ids] (of the last stream
+    [n, positions, d_model] where there are no logits) to one number a prompt. rules: the name of a
+    set ("paper", "gamma", "attnlrp", "relp", "relp+attention", "gradient") or a `Rules`. site:
+    "input", or a stream such as "resid_pre", at `layers`. unknown: as in `oplrp.propagate`.
+
+    Returns (prompt, position), (prompt, layer, position), or (prompt, height, width). Attributes
+    `nodes`, `promises` (operands rebuilt), `gap` (|sum R + what constants took - R_start| /
+    |R_start|, the worst batch), `constants` and `lost` (shares of R_start that went to constants,
+    such as biases, and that rules dropped).
+
+    Raises before the run UnknownName for rules or a site that do not exist and MissingSite for one
+    that this model lacks, BadInput for a target that is not one number a prompt; after it BadInput
+    for operations without a rule, unless `unknown` says what to do with them.
+    """
+    rules_of(rules)
+    if start not in ("one", "value"):
+        raise UnknownName(f"start={start!r}{suggest(str(start), ['one', 'value'])}")
+    at = _addresses(model, site, layers)
+    parts, walks = [], []
+    for some, wanted in _chunks(prompts, target, batch_size):
+        asked = ask(model, some, wanted, [a for a in at if a is not None], contrast=contrast)
+        inputs = [asked.reads[a] for a in at]
+        walk = propagate(
+            asked.output, inputs, start=asked.start(start), rules=rules, unknown=unknown
+        )
+        walks.append(walk)
+        parts.append(_labelled(model, asked, at, walk.inputs))
+    out = xr.concat(parts, "prompt", join="outer", combine_attrs="override")
+    return out.assign_attrs(
+        provenance(model, prompts if isinstance(prompts, Task) else None, technique="DynamicLRP",
+                   paper=PAPER),
+        rules=str(rules_of(rules)) if isinstance(rules, Rules) else rules, site=site,
+        long_name="relevance", units="1" if start == "one" else "logit", **_said(walks),
+    )  # fmt: skip
+
+
+def _said(walks: Sequence[Relevance]) -> dict[str, Any]:
+    total = sum(abs(w.start) for w in walks) or 1.0
+    return {
+        "nodes": max(len(w.graph.nodes) for w in walks),
+        "promises": max(len(w.promises) for w in walks),
+        "gap": max(w.gap for w in walks),
+        "constants": sum(sum(w.constants.values()) for w in walks) / total,
+        "lost": sum(sum(w.lost.values()) for w in walks) / total,
+    }
+
+
+def coverage(
+    model: Model, prompts: Prompts | Task | None = None, rules: str | Rules = "paper"
+) -> xr.Dataset:
+    """Count the operations of one forward pass, and which of them have a rule.
+
+    Without `prompts` a short sample of the model's kind is run. Returns `nodes` (operation), with
+    coordinates `kind` (the rule's kind, "" where there is none) and `covered`; attributes `total`
+    and `share`, the fraction of nodes that are covered. Raises BadInput where the model needs an
+    example of its input.
+    """
+    given = sample(model) if prompts is None else prompts
+    if given is None:
+        raise BadInput(f"{model.name}: say what it reads, coverage(model, prompts)")
+    bare = "logits" not in model.anatomy.taps
+    asked = ask(model, given, (lambda h: h.flatten(1).sum(1)) if bare else None)
+    graph, chosen = Graph(asked.output), rules_of(rules)
+    counts, blind = graph.counts(), uncovered(Graph(asked.output), chosen)
+    names = [k for k, _ in counts.most_common()]
+    kinds = [OPS[k].kind if k in OPS else "custom" if k in chosen.custom else "" for k in names]
+    total = sum(counts.values())
+    nodes = label(
+        [counts[k] for k in names], "operation",
+        {"operation": names, "kind": ("operation", kinds),
+         "covered": ("operation", [k not in blind for k in names])},
+    )  # fmt: skip
+    return xr.Dataset({"nodes": nodes.drop_attrs()}, attrs=provenance(
+        model, technique="DynamicLRP", paper=PAPER, total=total,
+        share=1 - sum(blind.values()) / total,
+    ))  # fmt: skip
+
+
+def conservation(
+    model: Model, prompts: Prompts | Task, target: Target = None, *, rules: str | Rules = "paper"
+) -> xr.Dataset:
+    """Add up the relevance in the stream that enters each block.
+
+    Returns `relevance` (layer), sum over prompts and everything else of R at resid_pre, as a share
+    of R_start; `error` (operation), the largest |R_in - R_out| at a node of that kind, relative to
+    the absolute relevance it handles; attributes `constants` (share of R_start taken by operands
+    that no input reaches), `gap`, and `parallel`, what the weights would get, in units of R_start,
+    if their share were given beside the inputs' and not out of it. Where no rule drops any and
+    there are no biases, `relevance` is 1 at every layer.
+    """
+    at = [Address("resid_pre", i) for i in range(model.n_layers)]
+    asked = ask(model, prompts, target, at)
+    walk = propagate(
+        asked.output, [asked.reads[a] for a in at], start=asked.start("one"), rules=rules
+    )
+    sums = [float(r.double().sum()) / walk.start for r in walk.inputs]
+    kinds = sorted(walk.error)
+    return xr.Dataset(
+        {
+            "relevance": label(sums, "layer", {"layer": list(range(model.n_layers))}).drop_attrs(),
+            "error": label(
+                [walk.error[k] for k in kinds], "operation", {"operation": kinds}
+            ).drop_attrs(),
+        },
+        attrs=provenance(
+            model, prompts if isinstance(prompts, Task) else None, technique="DynamicLRP",
+            paper=PAPER, rules=str(rules), parallel=walk.parallel / walk.start,
+            **_said([walk]),
+        ),
+    )  # fmt: skip
+
+
+def similarity(model: Model, prompts: Prompts, others: Prompts) -> Callable[[Tensor], Tensor]:
+    """A target for encoders: cosine of each prompt's mean last stream with that of another text.
+
+    The other side and the prompt's own length are constants, so it is linear in the stream.
+    """
+    mine = model.tokens(prompts).mask
+    theirs = model.tokens(others).mask
+    if len(mine) != len(theirs):
+        raise BadInput(f"{len(mine)} prompts and {len(theirs)} others: give one for each")
+    last = Address("resid_post", model.n_layers - 1)
+    other = engine.run(model, others, [last], logits=None).values[last]
+    weights = mine / mine.sum(1, keepdim=True)
+    goal = (other * (theirs / theirs.sum(1, keepdim=True))[..., None]).sum(1)
+    goal = goal / goal.norm(dim=1, keepdim=True)
+
+    def cosine(h: Tensor) -> Tensor:
+        pooled = (h * weights[..., None]).sum(1)
+        return (pooled * (goal / pooled.detach().norm(dim=1, keepdim=True))).sum(1)
+
+    return cosine
+
+
+def _is_float(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def _addresses(model: Model, site: str, layers: Sequence[int] | int | None) -> list[Address | None]:
+    if site == "input":
+        if model.kind in ("vision", "generic") and "embed" not in model.anatomy.taps:
+            return [None]
+        site = "embed"
+    model.anatomy.require(site)
+    if SITES[site].scope == "model":
+        return [Address(site)]
+    return [Address(site, i) for i in model.anatomy.layers(layers)]
+
+
+def _chunks(
+    prompts: Prompts | Task, target: Target, size: int
+) -> Iterator[tuple[Prompts | Task, Target]]:
+    if size < 1:
+        raise BadInput(f"batch_size={size}: it is the number of prompts run together, 1 or more")
+    many = isinstance(prompts, Task | list | tuple | Tensor) and not callable(target)
+    if not many or len(prompts) <= size:  # type: ignore[arg-type]
+        yield prompts, target
+        return
+    for i in range(0, len(prompts), size):  # type: ignore[arg-type]
+        rows = slice(i, i + size)
+        some = prompts.subset(rows) if isinstance(prompts, Task) else prompts[rows]  # type: ignore
+        yield some, target if target is None or isinstance(target, int) else target[rows]  # type: ignore
+
+
+def _pick(
+    model: Model, prompts: Prompts | Task, target: Target, output: Tensor, contrast: bool
+) -> tuple[Tensor, Tensor]:
+    n = len(output)
+    if callable(target):
+        found = target(output)
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        if shape != (n,):
+            raise BadInput(
+                f"the target gave {shape}; relevance is of one number a prompt, a tensor of "
+                f"shape ({n},)"
+            )
+        return found, torch.ones_like(found)
+    if output.ndim != 2:
+        raise BadInput(f"logits of shape {tuple(output.shape)}: give target=, a function of them")
+    if target is None and isinstance(prompts, Task):
+        target = prompts.answer_ids
+    ids = output.detach().argmax(1) if target is None else torch.as_tensor(target)
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise BadInput(f"target is {ids.dtype}; it takes whole numbers, or a function")
+    ids = ids.to(output.device).reshape(-1)
+    if len(ids) not in (1, n):
+        raise BadInput(f"{len(ids)} targets for {n} prompts: give one, or one for each")
+    if bool(((ids < 0) | (ids >= output.shape[1])).any()):
+        raise BadInput(f"target {ids.tolist()}: ids go from 0 to {output.shape[1] - 1}")
+    weights = torch.zeros_like(output)
+    weights.scatter_(1, ids.expand(n)[:, None], 1.0)
+    if contrast:
+        if not isinstance(prompts, Task):
+            raise BadInput("contrast=True needs a task, whose foils are subtracted")
+        weights.scatter_(1, prompts.foil_ids.to(output.device)[:, None], -1.0)
+    return output, weights
+
+
+def _labelled(
+    model: Model, asked: Asked, at: Sequence[Address | None], found: Sequence[Tensor]
+) -> xr.DataArray:
+    """Name the axes and add up d_model or channels."""
+    if at[0] is None:
+        dims = ("prompt", *labels.loose_dims(found[0].ndim))
+        out = label(found[0], dims)
+    else:
+        values = {a: r for a, r in zip(at, found) if a is not None}
+        layers = [a.layer for a in values if a.layer is not None]
+        trace = engine.Trace(values, None, asked.data)
+        made = labels.dataset(model, trace, [at[0].site], layers, None)
+        if at[0].site not in made:
+            raise BadInput("streams of different shapes: ask for one layer, or use conservation()")
+        out = made[at[0].site]
+    inner = [d for d in ("d_model", "channel", "head", "d_head", "neuron") if d in out.dims]
+    return out.sum(inner, skipna=False) if inner else out
+
+
+@contextlib.contextmanager
+def _tracked(model: Model) -> Iterator[None]:
+    """Let the graph hold frozen parameters while inside: a bias takes its share of a sum."""
+    frozen = [p for p in model.module.parameters() if not p.requires_grad and _is_float(p)]
+    try:
+        for p in frozen:
+            p.requires_grad_(True)
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
+
+
+__all__ = [
+    "PAPER", "Asked", "Rules", "ask", "conservation", "coverage", "op", "refuse_unknown", "scores",
+    "similarity",
+]  # fmt: skip

@@ -1,0 +1,43 @@
+"""What the operations of a forward pass gave, written down while they run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lwlab.attribution.oplrp.graph import Edge
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.values: dict[Edge, Tensor] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[Any], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(x, Tensor) and x.grad_fn is not None:
+                self.values.setdefault((x.grad_fn, x.output_nr), x.detach())
+        return out
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[dict[Edge, Tensor]]:
+    """Keep the output of every call of the forward pass: the slow way that needs no promise.
+
+        with recording() as values:
+            y = module(x)
+        propagate(y[0, 7], [x], known=values)
+
+    It keeps all of them alive, which is what promises avoid. Operations inside a fused call (the
+    product inside `linear`) are not seen; their operands are saved by autograd.
+    """
+    with _Recorder() as recorder, torch.enable_grad():
+        yield recorder.values
