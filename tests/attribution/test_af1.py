@@ -263,3 +263,31 @@ def test_results_are_labelled_and_survive_the_disk(tmp_path: Any) -> None:
     assert grid.prompt.values.tolist() == SOLVED
     path = lw.results.save(grid, tmp_path / "grid.nc")
     assert lw.results.open(path).identical(grid)
+
+
+def test_the_panel_runs_the_subgraph_at_its_sliders() -> None:
+    from lwlab.attribution.af1_panel import BoundaryPanel, scheme
+
+    model, task = random_model("llama")
+    rows = af1.prepare(model, task)
+    panel = BoundaryPanel(model, rows, 1, 2, prompt=8)
+    share = float(af1.subgraph(model, rows, 1, 2).correct.mean())
+    assert f"accuracy {share:.0%} of 4" in panel.numbers.value
+    panel.set(0, 3)
+    want = af1.subgraph(model, rows, 0, 3)
+    assert float(panel.result().correct.mean()) == float(want.correct.mean())
+    top = int(want.logits.values[-1].argmax())
+    assert repr(model.tokenizer.decode([top])) in panel.numbers.value
+    panel.until.value = 1
+    panel.wait.value = 2  # pushes the other boundary along
+    assert (panel.wait.value, panel.until.value) == (2, 2)
+    assert panel.map.error == ""
+    panel.map.pick(0, 0)
+    assert "waits" in panel.map.answer
+    grid = scheme(rows, 1, 2)
+    assert grid.values.tolist() == [[-1] * 4, [0, 0, 0, 1], [0] * 4]
+    assert grid.position_str.values.tolist() == ["a", "'+'", "b", "'='"]
+    with pytest.raises(BadInput, match="layers out of order"):
+        panel.set(2, 1)
+    with pytest.raises(BadInput, match="not one the model solves"):
+        BoundaryPanel(model, rows, 1, 2, prompt=5)
