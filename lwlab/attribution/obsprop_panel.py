@@ -113,7 +113,7 @@ class ObservablePanel(ipywidgets.VBox):
 
     def _picture(self) -> xr.DataArray:
         about = {
-            "long_name": "share of the largest", "model": self.model.name,
+            "long_name": "share of the largest", "units": "", "model": self.model.name,
             "title": f"Which heads could move {self.observable.name}?",
         }  # fmt: skip
         shares = self.norms / self.norms.max()
