@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import xarray as xr
@@ -48,6 +50,7 @@ def fake_quantized(
     symmetric: bool = True,
     layers: Iterable[int] | int | None = None,
     modules: str | Iterable[str] | None = None,
+    spill: bool = False,
 ) -> Iterator[Quantized]:
     """Within the block, the matrices of `layers` hold W', rounded to `bits` and back.
 
@@ -55,7 +58,8 @@ def fake_quantized(
     over layer, or layer and module (as picked from `error_table`; NaN leaves a matrix alone).
     group, symmetric and the formulas: `lwlab_kernels.quant`. Weights are written in place and come
     back bit for bit at the end, also after an exception; the model's lock is held throughout, so
-    other threads wait. The originals are kept meanwhile: as much memory again.
+    other threads wait. The originals are kept meanwhile: as much memory again, or with `spill` as
+    much room in the folder for temporary files (about a second a gigabyte each way).
 
     Raises BadInput for bits outside 1..8, a group that does not divide the inputs of a matrix,
     layers that do not exist, weights on the meta device or not finite; UnknownName for a module.
@@ -67,7 +71,8 @@ def fake_quantized(
         checked(m, b, group)
         if m.weight.is_meta:
             raise BadInput(f"layer {m.layer}, {m.name}: its weights are not loaded (meta device)")
-    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    kept: list[tuple[torch.Tensor, torch.Tensor | Path]] = []
+    folder = tempfile.TemporaryDirectory(prefix="lwlab-weights-") if spill else None
     done: set[int] = set()
     changed, lost, norm = 0, 0.0, 0.0
     with lock(model), torch.no_grad():
@@ -83,7 +88,12 @@ def fake_quantized(
                         f"layer {m.layer}, {m.name}: a group holds NaN or infinity, or its scale "
                         "or offset exceeds float16"
                     )
-                kept.append((w, w.clone()))
+                if folder is None:
+                    kept.append((w, w.clone()))
+                else:
+                    path = Path(folder.name, f"{len(kept)}.pt")
+                    torch.save(w.detach().clone(), path)  # a clone: not all of a shared storage
+                    kept.append((w, path))
                 changed += int((found.weight != w).sum())
                 lost += float((found.weight - w).double().square().sum())
                 norm += float(w.double().square().sum())
@@ -91,7 +101,9 @@ def fake_quantized(
             yield _report(model, plan, group, symmetric, changed, lost / norm if norm else 0.0)
         finally:
             for w, old in reversed(kept):
-                w.copy_(old)
+                w.copy_(torch.load(old, weights_only=True) if isinstance(old, Path) else old)
+            if folder is not None:
+                folder.cleanup()
 
 
 def _layers(bits: Bits, layers: Iterable[int] | int | None) -> Iterable[int] | int | None:

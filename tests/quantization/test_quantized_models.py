@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,6 +116,22 @@ def test_inside_the_block_weights_are_rounded_and_then_they_are_back(toy: Toy) -
             assert torch.equal(model.module(prompt).logits, before)
         with fake_quantized(model, 4, 8), fake_quantized(model, 2, 8):
             pass
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_originals_kept_on_disk_come_back_bit_for_bit_and_leave_no_file(
+    toy: Toy, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model = lw.wrap(lw.models.toys.tiny("gpt2")[0].to(dtype), name="gpt2")
+    before = [m.weight.clone() for m in matrices(model)]
+    with fake_quantized(model, 3, 8):
+        expected = [m.weight.clone() for m in matrices(model)]
+    with fake_quantized(model, 3, 8, spill=True):
+        assert all(torch.equal(m.weight, w) for m, w in zip(matrices(model), expected))
+        assert list(tmp_path.rglob("*.pt"))
+    assert all(torch.equal(m.weight, w) for m, w in zip(matrices(model), before))
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_come_back_after_an_exception(toy: Toy) -> None:
