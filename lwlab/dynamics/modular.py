@@ -28,6 +28,7 @@ class Addition:
     seed: int
     train: Tensor
     test: Tensor
+    shuffled: bool = False
 
     @cached_property
     def x(self) -> Tensor:
@@ -39,7 +40,11 @@ class Addition:
     def labels(self) -> Tensor:
         """The sums modulo M: [M^2]."""
         n = torch.arange(self.modulus)
-        return ((n[:, None] + n) % self.modulus).flatten()
+        sums = ((n[:, None] + n) % self.modulus).flatten()
+        if self.shuffled:
+            g = torch.Generator().manual_seed(self.seed)
+            sums = sums[torch.randperm(self.modulus**2, generator=g)]
+        return sums
 
     @cached_property
     def targets(self) -> Tensor:
@@ -52,11 +57,14 @@ class Addition:
         return CRITICAL * math.log(self.modulus) / self.modulus
 
 
-def addition(modulus: int = 23, fraction: float = 0.75, *, seed: int = 0) -> Addition:
+def addition(
+    modulus: int = 23, fraction: float = 0.75, *, seed: int = 0, shuffled: bool = False
+) -> Addition:
     """Return the sums modulo `modulus`, a share `fraction` of them, drawn by `seed`, for training.
 
-    Raises BadInput for a modulus below 3 or a fraction outside (0, 1] that leaves nothing to train
-    on. With fraction 1 nothing is held out and accuracies on it are NaN.
+    With `shuffled`, a placebo: each sum has the answer of another, drawn by `seed`. Raises BadInput
+    for a modulus below 3 or a fraction outside (0, 1] that leaves nothing to train on. With
+    fraction 1 nothing is held out and accuracies on it are NaN.
     """
     if modulus < 3:
         raise BadInput(f"modulus={modulus}: addition needs a modulus of 3 or more")
@@ -66,7 +74,7 @@ def addition(modulus: int = 23, fraction: float = 0.75, *, seed: int = 0) -> Add
         )
     order = torch.randperm(modulus**2, generator=torch.Generator().manual_seed(seed))
     n = round(fraction * modulus**2)
-    return Addition(modulus, fraction, seed, order[:n], order[n:])
+    return Addition(modulus, fraction, seed, order[:n], order[n:], shuffled)
 
 
 def spectrum(weights: Tensor, modulus: int) -> Tensor:

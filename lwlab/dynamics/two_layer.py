@@ -44,6 +44,7 @@ class Run:
         self.problem, self.step = problem, 0
         self.facts: dict[str, Any] = {
             **{"modulus": problem.modulus, "fraction": problem.fraction, "split": problem.seed},
+            "shuffled": problem.shuffled,
             **{"width": width, "optimizer": optimizer, "rate": rate, "decay": decay},
             **{"start": start, "activation": activation, "seed": seed},
         }

@@ -31,6 +31,9 @@ def test_the_data_are_all_sums_once():
         assert problem.labels[row] == (a + b - 7) % 7
     assert problem.targets.sum(1).abs().max() < 1e-6
     assert problem.critical == pytest.approx(2.7482 * math.log(7) / 7)
+    placebo = addition(7, 0.6, seed=3, shuffled=True).labels
+    assert placebo.sort().values.tolist() == problem.labels.sort().values.tolist()
+    assert placebo.tolist() != problem.labels.tolist()
     assert addition(7, 0.6, seed=3).train.tolist() == problem.train.tolist()
 
 
