@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from lwlab.features import dictionaries, snmf
-from lwlab.features.collect import collect
+from lwlab.features.collect import collect, collect_layers
 from lwlab.features.concept_words import Concepts, concepts
 from lwlab.features.readout import (
     auc,
     cosine,
     purity,
+    reaches_stream,
     top_contexts,
     top_neurons,
     vocabulary,
@@ -24,6 +25,7 @@ __all__ = [
     "Concepts",
     "auc",
     "collect",
+    "collect_layers",
     "concepts",
     "cosine",
     "decode",
@@ -32,6 +34,7 @@ __all__ = [
     "encode",
     "pack",
     "purity",
+    "reaches_stream",
     "snmf",
     "steer",
     "top_contexts",

@@ -41,29 +41,41 @@ def collect(
     that site (no MLP neurons), BadInput for a layer out of range, a site with heads, or texts of
     which nothing is left.
     """
+    options: dict[str, int] = {"front": front, "batch_size": batch_size}
+    return next(iter(collect_layers(model, source, [layer], site, **options).values()))
+
+
+def collect_layers(
+    model: Model,
+    source: Concepts | Sequence[str] | str,
+    layers: Sequence[int] | None = None,
+    site: str = "neurons",
+    *,
+    front: int = 1,
+    batch_size: int = 32,
+) -> dict[int, xr.DataArray]:
+    """Read one site at several layers in one pass: layer -> what `collect` returns."""
     model.anatomy.require([site])
     spec = SITES[site]
     if spec.scope != "layer" or spec.dims[0] != "position" or len(spec.dims) != 2:
         raise BadInput(f"site {site!r} has no vector at each position; take 'neurons' or 'mlp_out'")
-    at = Address(site, model.anatomy.layers(layer)[0])
-    told = isinstance(source, Concepts)
-    texts = list(source.texts) if isinstance(source, Concepts) else source
-    tokens = model.tokens(texts)
+    at = [Address(site, i) for i in model.anatomy.layers(layers)]
+    tokens = model.tokens(list(source.texts) if isinstance(source, Concepts) else source)
     keep = _chosen(tokens, source.positions) if isinstance(source, Concepts) else own(tokens, front)
-    parts, order = [], []
+    parts: dict[Address, list[torch.Tensor]] = {a: [] for a in at}
+    order: list[tuple[int, int]] = []
     # Prompts of like length together, so that little is spent on padding.
     by_length = torch.argsort(tokens.lengths, stable=True).tolist()
     for start in range(0, len(by_length), batch_size):
         rows = by_length[start : start + batch_size]
         some = subset(tokens, rows)
-        trace = engine.run(model, some, [at], logits=None)
-        used = tokens.mask[rows].any(0)
-        mask = keep[rows][:, used.to(keep.device)]
-        parts.append(trace.values[at][mask.to(trace.values[at].device)].float().cpu())
+        trace = engine.run(model, some, at, logits=None)
+        mask = keep[rows][:, tokens.mask[rows].any(0)]
+        for a, v in trace.values.items():
+            parts[a].append(v[mask.to(v.device)].float().cpu())
         where = mask.nonzero()
         shift = some.offsets[where[:, 0]]
         order += [(rows[int(i)], int(c) - int(s)) for (i, c), s in zip(where, shift)]
-    x = torch.cat(parts)
     place = sorted(range(len(order)), key=order.__getitem__)
     order = [order[i] for i in place]
     coords: dict[str, Any] = {
@@ -78,8 +90,14 @@ def collect(
             "concept": ("sample", np.array(source.names)[source.labels]),
             "held_out": ("sample", source.held_out),
         }
-    about = provenance(model, layer=at.layer, site=site, **({"seed": source.seed} if told else {}))
-    return label(x[place], ("sample", spec.dims[1]), coords, name=site, **about)
+    out = {}
+    for a in at:
+        about = provenance(model, layer=a.layer, site=site)
+        about |= {"seed": source.seed} if isinstance(source, Concepts) else {}
+        x = torch.cat(parts[a])[place]
+        assert a.layer is not None
+        out[a.layer] = label(x, ("sample", spec.dims[1]), coords, name=site, **about)
+    return out
 
 
 def _chosen(tokens: Tokens, positions: np.ndarray[Any, Any]) -> torch.Tensor:

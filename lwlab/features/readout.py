@@ -118,6 +118,18 @@ def written(model: Model, directions: xr.DataArray, layer: int) -> xr.DataArray:
     return label(z @ down, ("feature", "d_model"), coords, name="written", layer=at)
 
 
+def reaches_stream(model: Model) -> bool:
+    """Whether W_down z is added to the stream as it is (no norm after the MLP, none after the sum).
+
+    Then adding z to the neurons is adding W_down z to resid_post.
+    """
+    a = model.anatomy
+    tap = a.taps.get("mlp_out")
+    if a.down is None or tap is None or tap.end != "output" or a.stream_norms:
+        return False
+    return "mlp_out" in a.writes and tap.path in (a.down, a.down.rpartition(".")[0])
+
+
 def vocabulary(model: Model, directions: xr.DataArray, layer: int, n: int = 8) -> xr.Dataset:
     """The n tokens a feature's direction raises most: W_U (gamma * W_down z), the logit lens of it.
 

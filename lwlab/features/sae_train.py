@@ -105,7 +105,7 @@ def train(
                 worst = rows[each.topk(len(dead)).indices] - b_dec
                 w_dec[dead] = _unit(worst)
                 w_enc[dead], b_enc[dead], idle[dead] = w_dec[dead], 0.0, 0
-        losses[t] = float(loss)
+        losses[t] = loss.detach()
     done = [w.detach() for w in weights]
     return SAE(done[0], done[1] / scale, done[2], done[3] / scale, k, losses)
 

@@ -60,7 +60,7 @@ class FeatureBrowser(ipywidgets.VBox):
             title=f"Which feature tells which concept? ({technique}, layer {self.layer})",
         )  # fmt: skip
         self.map.on_pick(self._picked)
-        self.feature = int(found.max("concept").argmax())
+        self.feature = int(found["feature"].values[found.max("concept").values.argmax()])
         self._passage(passage)
         self.strip = TokenStrip(
             self._along(), tokens=self.tokens, domain=(-1.0, 1.0), title=self._title()

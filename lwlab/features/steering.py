@@ -51,7 +51,7 @@ def steer(
     with torch.no_grad(), lock(model):
         asked = _Asked(model, [capture(model, t) for t in one_by_one(model.tokens(list(prompts)))],
                        at, ids)  # fmt: skip
-        first = torch.full((len(z),), 0.5 * asked.size)
+        first = torch.full((len(z),), 1.5 * asked.size)
         alpha, got, gains = _search(asked, z, first, target, tolerance, rounds)
     coords = {k: v for k, v in directions.coords.items() if v.dims == ("feature",)}
     gain = label(gains, ("feature", "list", "prompt"), {"list": list(lists)})
