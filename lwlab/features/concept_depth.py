@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from lwlab.features.concept_depth_states import (
     Token,
     binary,
     layers_of,
+    matching,
     states,
     train,
     verdicts,
@@ -63,6 +64,7 @@ def probe_layers(
     control_layers: Iterable[int] | None = None,
     seed: int = 0,
     batch_size: int = 32,
+    vectors: xr.DataArray | None = None,
 ) -> xr.Dataset:
     """Probe every layer for a concept, each text judged by a probe that never saw its group.
 
@@ -70,7 +72,8 @@ def probe_layers(
     `auc` (layer). With `draws`, `control` (draw, layer): the accuracy of the same probes on
     labels exchanged among the texts of a fold, at `control_layers` (all by default; NaN at others);
     accuracy less control is the probe's selectivity (after Hewitt and Liang, arXiv:1909.03368).
-    Coordinates: `group`, `label`, `text`. c and the objective: `fit_probe`.
+    Coordinates: `group`, `label`, `text`. c and the objective: `fit_probe`. `vectors` are those of
+    `states`, where they are at hand: the model does not run.
 
     Raises BadInput for more than two classes, too few groups, folds with one class, and as
     `states` does.
@@ -80,7 +83,10 @@ def probe_layers(
     if draws < 0:
         raise BadInput(f"draws={draws}: 0 or more control labellings")
     at = layers_of(model, site, control_layers)
-    found = states(model, concept.texts, site=site, token=token, batch_size=batch_size)
+    if vectors is None:
+        found = states(model, concept.texts, site=site, token=token, batch_size=batch_size)
+    else:
+        found = matching(vectors, concept)
     x = torch.as_tensor(found.values)
     score = held_out(x, y, fold, c)
     layers = found.layer.values
@@ -114,6 +120,7 @@ def study(
     variants: Sequence[str] = ("plain",),
     *,
     draws: int = 0,
+    vectors: Mapping[str, xr.DataArray] | None = None,
     **options: Any,
 ) -> xr.Dataset:
     """Probe several concepts under several conditions.
@@ -121,7 +128,7 @@ def study(
     variants: "plain"; "noise" (a meaningless string before every text, `Concept.noisy`); "8-bit"
     (all matrices of the blocks rounded to 8 bits a weight and back, one scale a row; 1 to 8 bits);
     joined by "+": "noise+4-bit". Other options as in `probe_layers`; controls are drawn for the
-    first variant.
+    first variant; `vectors` by name of concept serve the variant "plain".
 
     Returns `correct` and `auc` (variant, concept, layer[, prompt]), `control` (concept, draw,
     layer), `words` (concept), what a bag of words gets, and the coordinate `group` (concept,
@@ -140,11 +147,14 @@ def study(
         folds_of(binary(k), k.groups, folds, seed)
     grid: list[list[xr.Dataset]] = []
     for noise, bits in parsed:
+        ready = dict(vectors or {}) if not noise and bits is None else {}
         with rounded(model, bits) as net:
             row = []
             for k in concepts:
-                text = k.noisy(seed) if noise else k
-                row.append(probe_layers(net, text, draws=0 if grid else draws, **options))
+                text, own = k.noisy(seed) if noise else k, ready.get(k.name)
+                row.append(
+                    probe_layers(net, text, draws=0 if grid else draws, vectors=own, **options)
+                )
             grid.append(row)
     most = max(map(len, concepts))
     whole = [xr.concat([_fill(d[["correct", "auc"]], most) for d in row], "concept",
@@ -189,7 +199,7 @@ def rounded(model: Model, bits: int | None) -> Iterator[Model]:
     if bits is None:
         yield model
         return
-    with fake_quantized(model, bits, group=None) as q:
+    with fake_quantized(model, bits, group=None, spill=True) as q:
         yield q.model
 
 

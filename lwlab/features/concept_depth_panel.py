@@ -1,9 +1,9 @@
-"""An instrument: type a sentence, and see what the probes of every layer make of it."""
+"""An instrument: type sentences, and see what the probes of every layer make of each."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ipywidgets
@@ -17,41 +17,50 @@ from lwlab.models.model import Model
 from lwlab.tasks.concepts import Concept
 
 _WEIGHTS = {"as trained": None, "8-bit": 8, "4-bit": 4, "3-bit": 3}
+_LINES = 8
 
 
 class ProbePanel(ipywidgets.VBox):
-    """A sentence, read by the probes of every layer at every token; the last column is the verdict.
+    """Sentences, one a line, read by the probes of every layer.
 
-    Rows are layers (0 is before the first block), columns tokens; the concepts are one click apart.
-    A cell is the probability of the concept's second class ("true", "positive"). Probes are trained
-    once, on the unrounded model and clean texts; the switches change what they are shown: a
-    meaningless string in front, or rounded weights. A new sentence or switch runs the model.
+    Rows are layers (0 is before the first block), columns the sentences; the concepts are one click
+    apart. A cell is the probability of the concept's second class ("true", "positive"). Probes are
+    trained once, on the unrounded model and clean texts; the switches change what they are shown:
+    a meaningless string in front, or rounded weights. New lines or a switch run the model.
     """
 
     def __init__(
         self,
         model: Model,
         concepts: Sequence[Concept],
-        text: str,
+        lines: Sequence[str],
         *,
         c: float = 0.05,
         max_tokens: int = 64,
+        vectors: Mapping[str, xr.DataArray] | None = None,
     ) -> None:
-        """Train the probes and show `text`. Raises BadInput for no concepts or a text too long."""
+        """Train the probes and show `lines`; `vectors` of `states` by concept save a run.
+
+        Raises BadInput for no concepts, no lines or too many of them, and one that is too long.
+        """
         if not concepts:
             raise BadInput("no concepts were given; for example [lw.tasks.concept('cities')]")
         self.model, self.max_tokens = model, max_tokens
         self.classes = {k.name: k.classes for k in concepts}
-        self._check(text)
-        self.probes: dict[str, Probe] = {k.name: train(model, k, c=c) for k in concepts}
-        wide = ipywidgets.Layout(width="640px")
-        self.text = ipywidgets.Text(
-            text, description="sentence", continuous_update=False, layout=wide
-        )
+        self._ends = {k.name: {t[-1] for t in k.texts} for k in concepts}
+        text = "\n".join([lines] if isinstance(lines, str) else lines)
+        self._lines(text)
+        self.probes: dict[str, Probe] = {
+            k.name: train(model, k, c=c, vectors=(vectors or {}).get(k.name)) for k in concepts
+        }
+        self.text = ipywidgets.Textarea(
+            text, description="sentences", continuous_update=False, rows=5,
+            layout=ipywidgets.Layout(width="640px"),
+        )  # fmt: skip
         self.noise = ipywidgets.Checkbox(False, description="noise in front")
         self.weights = ipywidgets.ToggleButtons(options=list(_WEIGHTS), description="weights")
         self.map = HeatMap(
-            self._picture(), x="position", y="layer", maps="concept", domain=(0.0, 1.0)
+            self._picture(), x="sentence", y="layer", maps="concept", domain=(0.0, 1.0)
         )
         self.map.on_pick(self._say)
         super().__init__([self.text, ipywidgets.HBox([self.weights, self.noise]), self.map])
@@ -59,43 +68,56 @@ class ProbePanel(ipywidgets.VBox):
             control.observe(self._moved, "value")
 
     def ask(
-        self, text: str | None = None, *, noise: bool | None = None, weights: str | None = None
+        self,
+        lines: Sequence[str] | None = None,
+        *,
+        noise: bool | None = None,
+        weights: str | None = None,
     ) -> ProbePanel:
-        """Set the sentence and the switches, as hands do; what is wrong is said in `map.error`."""
+        """Set the lines and the switches, as hands do; what is wrong is said in `map.error`."""
         if weights is not None and weights not in _WEIGHTS:
             raise BadInput(f"weights={weights!r}; one of {', '.join(_WEIGHTS)}")
-        for control, value in (
-            (self.text, text),
-            (self.noise, noise),
-            (self.weights, weights),
-        ):
-            if value is not None:
-                control.value = value
+        if lines is not None:
+            self.text.value = lines if isinstance(lines, str) else "\n".join(lines)
+        if noise is not None:
+            self.noise.value = noise
+        if weights is not None:
+            self.weights.value = weights
         return self
 
     def verdicts(self) -> xr.DataArray:
-        """What the probes say of the sentence, (concept, layer, position); runs the model."""
-        self._check(self.text.value)
-        text = ("aaa " if self.noise.value else "") + self.text.value
+        """What the probes say of the lines, (concept, layer, prompt); runs the model."""
+        front = "aaa " if self.noise.value else ""
+        texts = [front + line for line in self._lines(self.text.value)]
         with rounded(self.model, _WEIGHTS[self.weights.value]) as net:
-            return verdicts(net, self.probes, text)
+            return verdicts(net, self.probes, texts)
 
-    def _check(self, text: str) -> None:
-        if not text.strip():
-            raise BadInput("the sentence is empty: type one")
-        n = int(self.model.tokens(text).lengths[0])
-        if n > self.max_tokens:
-            raise BadInput(f"the sentence has {n} tokens; at most {self.max_tokens} are shown")
+    def _lines(self, text: str) -> list[str]:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if not 1 <= len(lines) <= _LINES:
+            raise BadInput(f"{len(lines)} sentences; type 1 to {_LINES}, one a line")
+        lengths = self.model.tokens(lines).lengths.tolist()
+        for line, n in zip(lines, lengths):
+            if n > self.max_tokens:
+                raise BadInput(f"{line!r:.40} has {n} tokens; at most {self.max_tokens} are read")
+        return lines
 
     def _picture(self) -> xr.DataArray:
         self.shown = self.verdicts()
         names = [f"{k}: {words[1]}" for k, words in self.classes.items()]
+        lines = self._lines(self.text.value)
+        short = [
+            f"{i + 1}: "
+            + (line if len(line) < 30 else f"{line[:10].strip()} … {line[-18:].strip()}")
+            for i, line in enumerate(lines)
+        ]
         about = {
             "long_name": "probability of the class",
             "title": "What each layer's probe makes of it",
             "model": self.shown.attrs["model"],
         }
-        return self.shown.assign_coords(concept=names).drop_attrs().assign_attrs(about)
+        found = self.shown.drop_vars("text").rename(prompt="sentence").drop_attrs()
+        return found.assign_coords(concept=names, sentence=short).assign_attrs(about)
 
     def _moved(self, _change: Any) -> None:
         self.map.guard(lambda: self.map.update(self._picture()))
@@ -106,11 +128,13 @@ class ProbePanel(ipywidgets.VBox):
         name = pick.map.rsplit(": ", 1)[0]
         no, yes = self.classes[name]
         said, p = (yes, pick.value) if pick.value >= 0.5 else (no, 1 - pick.value)
-        token = str(self.shown.token_str.values[pick["position"]])
+        line = str(self.shown.text.values[pick.column])
         where = "before the first block" if pick["layer"] == 0 else f"after {pick['layer']} blocks"
-        last = pick["position"] == self.shown.sizes["position"] - 1
-        aside = "" if last else " (probes were trained at the last token)"
-        return f"{name}, {where}, at {token!r}: {said}, {p:.0%}{aside}."
+        ends = self._ends[name]
+        aside = (
+            "" if line[-1] in ends else f" It was trained on texts that end in {' or '.join(ends)}"
+        )
+        return f"{line!r}, {where}, by the probe of {name}: {said}, {p:.0%}.{aside}"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         found = super()._repr_mimebundle_(**kwargs)

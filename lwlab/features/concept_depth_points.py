@@ -12,8 +12,9 @@ from lwlab.results import label, provenance
 from lwlab.stats import Estimate, interval
 
 #: The paper's thresholds: a jump is a ratio of neighbours of at least 1.1, a change one that is
-#: 0.03 away from 1. `NEAR` is ours: ready is within 0.02 of the peak.
-JUMP, FLAT, NEAR = 1.1, 0.03, 0.02
+#: 0.03 away from 1. The others are ours: ready is within 0.02 of the peak, and a
+#: concept whose peak is not 0.15 above chance (three standard errors of 100 texts) has no half.
+JUMP, FLAT, NEAR, LEARNED = 1.1, 0.03, 0.02, 0.15
 
 
 def accuracy(found: xr.Dataset, *, n: int = 1000, seed: int = 0) -> xr.DataArray:
@@ -40,6 +41,8 @@ def points(
     jump: float = JUMP,
     flat: float = FLAT,
     near: float = NEAR,
+    learned: float = LEARNED,
+    chance: float = 0.5,
     n: int = 1000,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -50,32 +53,41 @@ def points(
         jump     = min{i: b_i >= 1.1}          (NaN where there is no such layer)
         converge = max{i: |b_i - 1| >= 0.03}   (the first layer where it is flat throughout)
         ready    = min{i: a_i >= max a - 0.02}
+        half     = min{i: a_i >= (chance + max a) / 2}   (NaN where max a < chance + 0.15)
 
-    The first two are the paper's (there divided by the number of layers), the third is ours: it
-    does not hang on a single noisy step. Resamples draw groups of texts, the same ones for every
-    variant, so that differences along `variant` are paired. `estimate` gives value and interval.
+    The first two are the paper's (there divided by the number of layers), the others are ours.
+    On a plateau the first three hang on single texts; `half` is where the curve is steep.
+    Resamples draw groups of texts, the same ones for every variant, so that differences along
+    `variant` are paired. `estimate` gives value and interval.
     """
-    if not jump > 1 or not flat > 0 or near < 0:
-        raise BadInput(f"jump={jump}, flat={flat}, near={near}: above 1, above 0, not negative")
+    if not jump > 1 or not flat > 0 or near < 0 or not learned > 0:
+        raise BadInput(
+            f"jump={jump}, flat={flat}, near={near}, learned={learned}: jump is above 1, flat and "
+            "learned above 0, near not negative"
+        )
+    how = (jump, flat, near, learned, chance)
     correct = found["correct"]
     if "concept" in correct.dims:
         parts = [
             _points(correct.sel(concept=k), found["group"].sel(concept=k).values,
-                    jump, flat, near, n, seed)
+                    how, n, seed)
             for k in found.concept.values
         ]  # fmt: skip
         out = xr.concat(parts, "concept", coords="minimal", compat="override")
     else:
-        out = _points(correct, found["group"].values, jump, flat, near, n, seed)
+        out = _points(correct, found["group"].values, how, n, seed)
     if "concept" in out.dims:
         out = out.assign_coords(concept=found.concept)
     about = {k: found.attrs[k] for k in ("model", "technique", "paper", "n") if k in found.attrs}
-    return out.assign_attrs(provenance(**about, jump=jump, flat=flat, near=near, seed=seed))
+    return out.assign_attrs(
+        provenance(**about, jump=jump, flat=flat, near=near, learned=learned, seed=seed)
+    )
 
 
 def _points(
-    correct: xr.DataArray, group: Any, jump: float, flat: float, near: float, n: int, seed: int
+    correct: xr.DataArray, group: Any, how: tuple[float, ...], n: int, seed: int
 ) -> xr.Dataset:
+    jump, flat, near, learned, chance = how
     moved = correct.transpose("prompt", ..., "layer")
     there = np.asarray(group) >= 0
     of = np.unique(np.asarray(group)[there], return_inverse=True)[1]
@@ -95,22 +107,28 @@ def _points(
     last = moves.shape[-1] - 1 - moves[..., ::-1].argmax(-1)
     final = np.where(moves.any(-1), layers[1:][last], layers[0])
     # Rounding must not decide between layers that are 0.02 apart.
-    ready = layers[(curve >= curve.max(-1, keepdims=True) - near - 1e-9).argmax(-1)]
+    top = curve.max(-1, keepdims=True)
+    ready = layers[(curve >= top - near - 1e-9).argmax(-1)]
+    half = layers[(curve >= (top + chance) / 2 - 1e-9).argmax(-1)]
+    half = np.where(top[..., 0] >= chance + learned, half, np.nan)
     kept = [str(d) for d in moved.dims[1:-1]]
     coords = {d: moved[d].values for d in kept if d in moved.coords}
     return xr.Dataset({
         k: label(v, ("draw", *kept), coords, units="layers")
-        for k, v in (("jump", first), ("converge", final), ("ready", ready))
+        for k, v in (("jump", first), ("converge", final), ("ready", ready), ("half", half))
     })  # fmt: skip
 
 
 def estimate(draws: xr.DataArray, level: float = 0.95) -> Estimate:
-    """Value on the data (draw 0) and the interval of the resamples; NaN resamples are left out."""
+    """Value on the data (draw 0) and the interval of the resamples.
+
+    Resamples without a value are left out; where the data have none, all three are NaN.
+    """
     values = np.asarray(draws.values, dtype=float)
     if draws.dims != ("draw",):
         raise BadInput(f"one number a draw is needed, got {draws.dims}: select or average the rest")
     rest = values[1:][np.isfinite(values[1:])]
-    if not len(rest):
+    if not len(rest) or np.isnan(values[0]):
         return Estimate(float(values[0]), float("nan"), float("nan"))
     low, high = np.quantile(rest, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(values[0]), float(low), float(high))

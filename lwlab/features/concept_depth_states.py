@@ -96,36 +96,58 @@ def addresses(model: Model, site: str) -> list[Address]:
     return [Address(name, i) for i in model.anatomy.layers(None)]
 
 
+def matching(vectors: xr.DataArray, concept: Concept) -> xr.DataArray:
+    """Return `vectors`; raise BadInput unless they are (layer, prompt, d_model), one a text."""
+    if vectors.dims != ("layer", "prompt", "d_model") or vectors.sizes["prompt"] != len(concept):
+        raise BadInput(
+            f"vectors {dict(vectors.sizes)} for {len(concept)} texts of {concept.name}: give those "
+            "of states(model, concept.texts)"
+        )
+    return vectors
+
+
 def train(
-    model: Model, concept: Concept, *, site: str = "resid", token: Token = "last", c: float = 0.05
+    model: Model,
+    concept: Concept,
+    *,
+    site: str = "resid",
+    token: Token = "last",
+    c: float = 0.05,
+    vectors: xr.DataArray | None = None,
 ) -> Probe:
     """Fit the probes of all layers on all texts of a concept, to judge texts it does not have."""
-    x = states(model, concept.texts, site=site, token=token)
+    if vectors is None:
+        x = states(model, concept.texts, site=site, token=token)
+    else:
+        x = matching(vectors, concept)
     return fit_probe(torch.as_tensor(x.values), binary(concept), c)
 
 
 def verdicts(
-    model: Model, probes: Mapping[str, Probe], text: str, *, site: str = "resid"
+    model: Model,
+    probes: Mapping[str, Probe],
+    texts: Sequence[str],
+    *,
+    site: str = "resid",
+    token: Token = "last",
 ) -> xr.DataArray:
-    """What trained probes say of a text, at every token: (concept, layer, position), probabilities.
+    """What trained probes say of texts: (concept, layer, prompt), probabilities of class 1.
 
-    Probes are trained at the last token; at earlier ones they are read for curiosity.
+    `site` and `token` must be those the probes were trained with, and the texts should end as the
+    training texts do: a probe trained at full stops means nothing at another token.
+    Raises BadInput for no probes and as `states` does.
     """
     if not probes:
         raise BadInput("no probes were given: train(model, concept) makes them")
-    if not text.strip():
-        raise BadInput("the text is empty: type a sentence")
-    at = addresses(model, site)
-    tokens = model.tokens(text)
-    trace = engine.run(model, tokens, at, logits=None)
-    x = torch.stack([trace.values[a][0] for a in at]).float().cpu()
+    found = states(model, texts, site=site, token=token)
+    x = torch.as_tensor(found.values)
     return label(
         torch.stack([p.probability(x) for p in probes.values()]).float(),
-        ("concept", "layer", "position"),
-        {"concept": list(probes), "layer": list(range(len(at))),
-         "position": list(range(x.shape[1])), "token_str": ("position", list(tokens.strings[0]))},
-        name="probability", **provenance(model, technique="concept depth", paper=PAPER, text=text),
-    )  # fmt: skip
+        ("concept", "layer", "prompt"),
+        {"concept": list(probes), "layer": found.layer.values, "text": ("prompt", list(texts))},
+        name="probability",
+        **provenance(model, technique="concept depth", paper=PAPER, site=site, token=token),
+    )
 
 
 def binary(concept: Concept) -> list[int]:

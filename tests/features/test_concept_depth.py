@@ -97,7 +97,7 @@ def test_a_bag_of_words_finds_a_shortcut_where_there_is_one() -> None:
     assert cd.bag_of_words(Concept("easy", tuple(texts), (1, 0) * 20)) == 1.0
 
 
-def slow_points(a: np.ndarray, layers: list[int]) -> tuple[float, float, float]:
+def slow_points(a: np.ndarray, layers: list[int]) -> tuple[float, ...]:
     jump, converge = np.nan, float(layers[0])
     for i in range(len(a) - 1, 0, -1):
         if a[i] / a[i - 1] >= 1.1:
@@ -106,7 +106,8 @@ def slow_points(a: np.ndarray, layers: list[int]) -> tuple[float, float, float]:
         if abs(a[i] / a[i - 1] - 1) >= 0.03:
             converge = layers[i]
     ready = next(layers[i] for i in range(len(a)) if a[i] >= a.max() - 0.02 - 1e-9)
-    return jump, converge, ready
+    half = next(layers[i] for i in range(len(a)) if a[i] >= (a.max() + 0.5) / 2 - 1e-9)
+    return jump, converge, ready, half if a.max() >= 0.65 else np.nan
 
 
 def test_depths_are_read_off_curves_as_written_and_resamples_draw_groups() -> None:
@@ -121,6 +122,9 @@ def test_depths_are_read_off_curves_as_written_and_resamples_draw_groups() -> No
     got = cd.points(found, n=40, seed=1)
     assert (got.jump.sel(variant="a")[0], got.converge.sel(variant="a")[0]) == (2, 3)
     assert got.ready.sel(variant="a")[0] == 3
+    assert got.half.sel(variant="a")[0] == 3
+    assert np.isnan(got.half.sel(variant="b")[0])
+    assert np.isnan(cd.estimate(got.half.sel(variant="b"))).all()
     assert np.isnan(got.jump.sel(variant="b")[0])
     assert got.converge.sel(variant="b")[0] == 0
     rng = np.random.default_rng(1)
@@ -130,7 +134,8 @@ def test_depths_are_read_off_curves_as_written_and_resamples_draw_groups() -> No
         for i, v in enumerate("ab"):
             slow = slow_points(correct[i][:, rows].mean(1), list(range(6)))
             one = got.sel(variant=v).isel(draw=draw)
-            np.testing.assert_equal((float(one.jump), float(one.converge), float(one.ready)), slow)
+            names = ("jump", "converge", "ready", "half")
+            np.testing.assert_equal(tuple(float(one[k]) for k in names), slow)
     value, low, high = cd.estimate(got.ready.sel(variant="a"))
     assert value == 3
     assert low <= 3 <= high
@@ -159,6 +164,19 @@ def test_a_study_holds_every_concept_under_every_variant(toy: Toy, tmp_path: Pat
     acc = cd.accuracy(found, n=20)
     expected = found.correct.sel(concept="coins").mean("prompt")
     np.testing.assert_allclose(acc.sel(concept="coins", estimate="mean"), expected)
+
+
+def test_vectors_at_hand_save_the_run_and_change_nothing(toy: Toy) -> None:
+    model, facts = toy("gpt2"), concept("cities", 24)
+    vectors = {"cities": cd.states(model, facts.texts)}
+    found = cd.study(model, [facts], ["plain", "noise"], vectors=vectors)
+    assert np.array_equal(found.correct, cd.study(model, [facts], ["plain", "noise"]).correct)
+    other = {"cities": vectors["cities"] * 0}
+    blind = cd.study(model, [facts], ["plain", "noise"], vectors=other).correct
+    assert (blind.sel(variant="plain") == 0.5).all()
+    assert np.array_equal(blind.sel(variant="noise"), found.correct.sel(variant="noise"))
+    with pytest.raises(BadInput, match="for 24 texts of cities"):
+        cd.probe_layers(model, facts, vectors=vectors["cities"][:, :-1])
 
 
 def test_weights_come_back_after_a_rounded_study(toy: Toy) -> None:
@@ -214,35 +232,43 @@ def test_what_cannot_be_probed_is_refused_before_the_model_runs(
     with pytest.raises(BadInput, match="no texts"):
         cd.states(model, [])
     with pytest.raises(BadInput, match="no probes"):
-        cd.verdicts(model, {}, "The city")
+        cd.verdicts(model, {}, ["The city"])
     with pytest.raises(BadInput, match="jump=1"):
         cd.points(xr.Dataset(), jump=1.0)
 
 
-def test_the_panel_reads_what_is_typed_and_says_what_is_wrong(toy: Toy) -> None:
-    model, concepts = toy("llama"), [concept("cities", 24), concept("negated", 24)]
-    text = "The city of Rome is in Italy."
-    panel = ProbePanel(model, concepts, text)
+def test_the_panel_reads_what_is_typed_and_says_what_is_wrong() -> None:
+    concepts = [concept("cities", 24), concept("negated", 24)]
+    model = reader("llama", *concepts)
+    lines = [concepts[0].texts[0], concepts[1].texts[5][:-1], "The city."]
+    panel = ProbePanel(model, concepts, lines)
     probes = cd.train(model, concepts[0])
-    x = torch.as_tensor(cd.states(model, [text]).values)
+    x = torch.as_tensor(cd.states(model, lines).values)
     np.testing.assert_allclose(
-        panel.shown.sel(concept="cities").values[:, -1], probes.probability(x)[:, 0], atol=1e-5
-    )
-    panel.map.pick(2, panel.shown.sizes["position"] - 1)
+        panel.shown.sel(concept="cities"), probes.probability(x), atol=1e-5
+    )  # fmt: skip
+    panel.map.pick(2, 0)
     before = panel.map.answer
-    assert "after 2 blocks" in before
-    assert "trained at" not in before
+    assert f"{lines[0]!r}, after 2 blocks, by the probe of cities" in before
+    assert "trained on" not in before
+    panel.map.pick(2, 1)
+    assert "trained on texts that end in ." in panel.map.answer
+    clean = panel.map.array().copy()
     panel.ask(weights="3-bit")
-    assert panel.map.answer != before or panel.map.array().max() > 0
     assert "3-bit" in panel.map.subtitle
-    panel.ask(text="", noise=True)
-    assert "empty" in panel.map.error
-    panel.ask(text="The city of Paris is in France.", weights="as trained")
+    assert np.abs(panel.map.array() - clean).max() > 1e-3
+    panel.ask(weights="as trained")
+    assert np.array_equal(panel.map.array(), clean)
+    panel.ask(lines=" ", noise=True)
+    assert "0 sentences" in panel.map.error
+    panel.ask(lines="The city.\nThe.")
     assert not panel.map.error
-    assert panel.shown.token_str.values[0] != "The"
-    with pytest.raises(BadInput, match="at most 64"):
-        ProbePanel(model, concepts, "The city " * 60, max_tokens=64)
+    assert panel.shown.text.values.tolist() == ["aaa The city.", "aaa The."]
+    with pytest.raises(BadInput, match="has 40 tokens; at most 16"):
+        ProbePanel(model, concepts, ["The city " * 20], max_tokens=16)
+    with pytest.raises(BadInput, match="9 sentences; type 1 to 8"):
+        ProbePanel(model, concepts, ["The city."] * 9)
     with pytest.raises(BadInput, match="no concepts"):
-        ProbePanel(model, [], text)
+        ProbePanel(model, [], lines)
     with pytest.raises(BadInput, match="weights='2-bit'"):
         panel.ask(weights="2-bit")
