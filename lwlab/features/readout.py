@@ -28,8 +28,8 @@ def cosine(activations: xr.DataArray, directions: xr.DataArray) -> xr.DataArray:
         raise BadInput(f"directions of {z.shape[1]} neurons for activations of {x.shape[1]}")
     z = z.to(x.dtype)
     sizes = x.norm(dim=1)[:, None] * z.norm(dim=1)
-    kept = {k: v for k, v in activations.coords.items() if "sample" in v.dims}
-    kept |= {k: v for k, v in directions.coords.items() if "feature" in v.dims}
+    kept = {str(k): v for k, v in activations.coords.items() if "sample" in v.dims}
+    kept |= {str(k): v for k, v in directions.coords.items() if "feature" in v.dims}
     out = (x @ z.T) / torch.where(sizes > 0, sizes, torch.ones_like(sizes))
     return label(out, ("sample", "feature"), kept, name="cosine", **activations.attrs)
 
@@ -108,13 +108,13 @@ def written(model: Model, directions: xr.DataArray, layer: int) -> xr.DataArray:
         raise MissingSite(f"{model.name}: no one matrix reads the neurons here")
     at = model.anatomy.layers(layer)[0]
     module = model.module.get_submodule(path.replace("{}", str(at)))
-    weight = module.weight.detach().float().cpu()
+    weight = module.get_parameter("weight").detach().float().cpu()
     z = matrix(directions, "written", rows="feature").float()
     # GPT-2 keeps its matrices the other way round, [in, out].
     down = weight if type(module).__name__ == "Conv1D" else weight.T
     if z.shape[1] != down.shape[0]:
         raise BadInput(f"directions of {z.shape[1]} neurons; layer {at} has {down.shape[0]}")
-    coords = {k: v for k, v in directions.coords.items() if "feature" in v.dims}
+    coords = {str(k): v for k, v in directions.coords.items() if "feature" in v.dims}
     return label(z @ down, ("feature", "d_model"), coords, name="written", layer=at)
 
 

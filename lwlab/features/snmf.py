@@ -123,7 +123,7 @@ def on_support(gram: torch.Tensor, cross: torch.Tensor, keep: torch.Tensor) -> t
     """Least squares for z [k, d] where `keep` is true, zero elsewhere: one system a neuron."""
     out = torch.empty_like(cross)
     eye = torch.eye(len(gram), dtype=gram.dtype)
-    for part in torch.arange(cross.shape[1]).split(256):
+    for part in torch.split(torch.arange(cross.shape[1]), 256):
         m = keep[:, part].T.to(gram.dtype)
         systems = gram * m[:, :, None] * m[:, None, :] + torch.diag_embed(1 - m) + EPS * eye
         out[:, part] = torch.linalg.solve(systems, cross[:, part].T * m).T
@@ -172,8 +172,8 @@ def encode(
                 y[:, j] = (y[:, j] + (p[:, j] - y @ q[:, j]) / q[j, j]).clamp(min=0)
         if float((y - before).abs().max()) <= 1e-9 * float(y.abs().max()):
             break
-    kept = {k: v for k, v in activations.coords.items() if "sample" in v.dims}
-    kept |= {k: v for k, v in directions.coords.items() if "feature" in v.dims}
+    kept = {str(k): v for k, v in activations.coords.items() if "sample" in v.dims}
+    kept |= {str(k): v for k, v in directions.coords.items() if "feature" in v.dims}
     return label(y, ("sample", "feature"), kept, name="coefficient", **activations.attrs)
 
 

@@ -129,7 +129,9 @@ class _Asked:
     def run(self, push: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean KL [rows] and gains [rows, lists, prompts] with push[i] added to the neurons."""
         kls, gains = [], []
-        for some in push.split(32):  # so that memory does not grow with the number of directions
+        for some in torch.split(
+            push, 32
+        ):  # so that memory does not grow with the number of directions
             each, gain = [], []
             for b, base in zip(self.ends, self.base):
                 h = b.streams[self.layer].expand(len(some), -1, -1).clone()
