@@ -131,17 +131,26 @@ def drop_order(
 
 
 def iterative_order(
-    model: Model, prompts: Prompts, mode: Mode = "mlp", *, k: int, step: int = 1, front: int = 1
+    model: Model,
+    prompts: Prompts,
+    mode: Mode = "mlp",
+    *,
+    k: int,
+    step: int = 1,
+    front: int = 1,
+    scores: xr.Dataset | None = None,
 ) -> list[str]:
     """Score, drop the `step` lowest, score what is left again, until k are gone.
 
-    One forward pass over `prompts` a round. A part's number is that of the whole model throughout.
+    One forward pass over `prompts` a round; `scores`, where they are known, save the first. A
+    part's number is that of the whole model throughout.
     Raises as `importance` and `remove`, and BadInput for k or step below 1.
     """
     if k < 1 or step < 1:
         raise BadInput(f"k={k}, step={step}: both must be at least 1")
     known([mode], get_args(Mode), "mode")
-    scores = importance(model, prompts, front=front, parts=_parts(mode))
+    if scores is None:
+        scores = importance(model, prompts, front=front, parts=_parts(mode))
     gone: list[str] = []
     plan(model, drop_order(scores, mode)[:k])  # refuses a k that is too large
     while len(gone) < k:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import ipywidgets
 import xarray as xr
 from lwlab_widgets import DepthBoard
+from lwlab_widgets._depth import TEXT
 
 from lwlab.depth.explorer import bars_svg
 from lwlab.depth.llm_drop import Mode, drop_order
@@ -32,12 +33,14 @@ class DropBoard(ipywidgets.VBox):
         scores: xr.Dataset,
         prompt: str = "The capital of France is",
         *,
+        text: str = TEXT,
         mode: Mode = "attn",
         k: int = 0,
         orders: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Open on `scores` from `importance`; `orders` replace those they give.
 
+        The board tells the next token after `prompt` and the perplexity of `text`.
         Raises BadInput for scores of another depth, UnknownName for a mode.
         """
         if scores.sizes["layer"] != model.n_layers:
@@ -50,7 +53,7 @@ class DropBoard(ipywidgets.VBox):
         self.scores = scores
         self.orders = {m: drop_order(scores, m) for m in modes} | dict(orders or {})
         drop_order(scores, mode)  # refuses a mode that these scores cannot give
-        self.board = DepthBoard(model, prompt, title="What is left")
+        self.board = DepthBoard(model, prompt, text, title="What is left")
         self._mode = ipywidgets.ToggleButtons(options=modes, value=mode, description="drop")
         self._k = ipywidgets.IntSlider(
             0, 0, self._most(mode), description="how many", continuous_update=False,
