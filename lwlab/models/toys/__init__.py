@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 TABLE: dict[str, str | type[Recipe]] = {
     "arithmetic": "arithmetic:Arithmetic",
     "char-gpt2": "char_gpt2:CharGPT2",
+    "char-llama": "char_llama:CharLlama",
+    "char-gpt2-ln-free": "ln_free:LNFree",
+    "char-gpt2-tuned": "ln_free:Tuned",
 }
 """Name of a trained toy to its recipe: `module:class` in this package, or a `Recipe` of yours."""
 
