@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lwlab.features import dictionaries, snmf
+from lwlab.features import concept_depth, dictionaries, snmf
 from lwlab.features.collect import collect, collect_layers
 from lwlab.features.concept_words import Concepts, concepts
 from lwlab.features.readout import (
@@ -26,6 +26,7 @@ __all__ = [
     "auc",
     "collect",
     "collect_layers",
+    "concept_depth",
     "concepts",
     "cosine",
     "decode",
