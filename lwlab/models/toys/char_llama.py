@@ -1,4 +1,4 @@
-"""toys/char-llama: the same letters as toys/char-gpt2, read by a Llama in small, often looked at."""
+"""toys/char-llama: the letters of toys/char-gpt2 read by a Llama in small, often looked at."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lwlab.models.toys.recipe import characters
 class CharLlama(CharGPT2):
     """Llama (RMSNorm, SwiGLU, rotary positions, grouped keys), 4 layers, width 96, 0.46 M weights.
 
-    Data, batches and schedule are those of toys/char-gpt2. Its weights are kept at 36 steps, at
+    Data, batches and schedule are those of toys/char-gpt2. Its weights are kept at 37 steps, at
     equal ratios, for what emerges during training.
     """
 
     name = "char-llama"
-    summary = "Llama in small (4 layers, width 96), the same letters; kept at 36 steps"
+    summary = "Llama in small (4 layers, width 96), the same letters; kept at 37 steps"
     keep = (0, *sorted({round(800 ** (i / 42)) for i in range(42)}))
 
     def build(self) -> None:
