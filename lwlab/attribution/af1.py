@@ -166,31 +166,39 @@ def subgraph(model: Model, task: Task | Rows, wait: int, until: int) -> xr.Datas
 
 
 def knockout(
-    model: Model, task: Task | Rows, cuts: Iterable[int | Iterable[int]] | None = None
+    model: Model,
+    task: Task | Rows,
+    cuts: Iterable[int | Iterable[int]] | None = None,
+    *,
+    wait: int = 0,
 ) -> xr.Dataset:
-    """Stop the last token from looking at the operands in some blocks of the otherwise full model.
+    """Blind the last token in some blocks of the otherwise full model.
 
     `cuts`: a block, or a set of blocks, for each run (default: each block by itself). There the
-    last token sees itself and the common start only. Returns `correct` and `log_prob`, each
-    (cut, prompt), with coordinate `cut` as "20" or "20+21". Raises BadInput for a block that does
-    not exist or an empty set, and as `prepare`.
+    last token sees itself and the common start only. With `wait`, it also enters that block as its
+    average over all prompts (the last token's CAMA), and cuts are of blocks from there on. Returns
+    `correct` and `log_prob`, each (cut, prompt), with coordinate `cut` as "20" or "20+21". Raises
+    BadInput for a block that does not exist or an empty set, and as `prepare`.
     """
     n = model.n_layers
-    wanted = range(n) if cuts is None else cuts
+    rising("wait", [wait], 0, n - 1)
+    wanted = range(wait, n) if cuts is None else cuts
     sets = [sorted({c} if isinstance(c, int) else set(c)) for c in wanted]
     for cut in sets:
-        rising("cuts", cut, 0, n - 1)
+        rising("cuts", cut, wait, n - 1)
     if not sets:
         raise BadInput("cuts= names no block to cut")
     rows = prepare(model, task)
     keep = rows.require_solved()
-    order = sorted(range(len(sets)), key=lambda i: sets[i][0])  # as they join
+    births = [wait or cut[0] for cut in sets]
+    order = sorted(range(len(sets)), key=births.__getitem__)
     joined = 0
     with lock(model), torch.no_grad():
         h = rows.base[0][:0, -1:]
         for layer in range(n):
-            while joined < len(order) and sets[order[joined]][0] == layer:
-                h, joined = torch.cat([h, rows.base[layer][keep, -1:]]), joined + 1
+            while joined < len(order) and births[order[joined]] == layer:
+                enters = expected(rows, layer) if wait else rows.base[layer]
+                h, joined = torch.cat([h, enters[keep, -1:]]), joined + 1
             if not joined:
                 continue
             _, k, v = rows.project(layer, rows.base[layer][keep, :-1], rows.shared)

@@ -170,6 +170,6 @@ class Rows:
         for part, ids in zip(torch.split(h.flatten(0, 1), _ROWS), torch.split(answers, _ROWS)):
             z = self.model.unembed(part).float()
             right.append(z.argmax(-1) == ids)
-            score.append(z.log_softmax(-1).gather(1, ids[:, None])[:, 0])
+            score.append(z.gather(1, ids[:, None])[:, 0] - z.logsumexp(-1))
         shape = h.shape[:2]
         return torch.cat(right).view(shape), torch.cat(score).view(shape)

@@ -118,6 +118,18 @@ def test_cutting_the_last_token_equals_edits_of_the_pattern(arch: str) -> None:
         want = p[np.arange(9), task.answer_ids.numpy()][SOLVED]
         np.testing.assert_allclose(got.log_prob.sel(cut=name), want, atol=2e-5)
 
+    h = lw.cache(model, list(task.clean), "resid_pre", layers=1).resid_pre.values[:, 0]
+    h[:, -1] = h[:, -1].mean(0)
+    z = lw.patch(
+        model, list(task.clean), {"resid_pre.1": h, "attn_pattern.2": restrict}, compare=False
+    ).logits.values
+    p = torch.as_tensor(z).double().log_softmax(-1).numpy()
+    want = p[np.arange(9), task.answer_ids.numpy()][SOLVED]
+    averaged = af1.knockout(model, task, [2], wait=1)
+    np.testing.assert_allclose(averaged.log_prob[0], want, atol=2e-5)
+    with pytest.raises(BadInput, match=r"cuts=\[0\]: give rising numbers from 1"):
+        af1.knockout(model, task, [0], wait=1)
+
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "gemma2"])
 def test_waiting_equals_a_stream_put_in_by_hand(arch: str) -> None:
