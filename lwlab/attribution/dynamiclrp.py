@@ -1,107 +1,42 @@
 """DynamicLRP: relevance of any model's inputs, one rule an operation, no model-specific code.
 
-Lee et al. 2025, "Always Keep Your Promises: A Model-Agnostic Solution To Layer-Wise Relevance
-Propagation" (arXiv:2512.07010). The engine is `lwlab.attribution.oplrp`: it walks the autograd graph
-of one forward pass. Here it is asked of models, tasks and pictures. LRP is claimed as patented
-technology by one of its groups, which grants free use for personal and scientific purposes.
+"Always Keep Your Promises: A Model-Agnostic Solution To Layer-Wise Relevance Propagation", 2025
+(arXiv:2512.07010). The engine is `lwlab.attribution.oplrp`: it walks the autograd graph of one
+forward pass. Here it is asked of models, tasks and pictures. LRP is claimed as patented technology
+by one of its groups, which grants free use for personal and scientific purposes.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import torch
 import xarray as xr
 from torch import Tensor
 
-from lwlab.attribution.oplrp import OPS, Graph, Relevance, Rules, op, propagate, rules_of, uncovered
-from lwlab.attribution.oplrp.walk import Unknown, refuse_unknown
+from lwlab.attribution.dynamiclrp_ask import Asked, Start, Target, ask, similarity
+from lwlab.attribution.dynamiclrp_curves import baseline, curves
+from lwlab.attribution.oplrp import (
+    OPS,
+    SETS,
+    Graph,
+    Relevance,
+    Rules,
+    propagate,
+    recording,
+    rules_of,
+    uncovered,
+)
+from lwlab.attribution.oplrp.walk import Unknown
 from lwlab.errors import BadInput, UnknownName, suggest
 from lwlab.models.model import Model, Prompts
 from lwlab.models.sample import sample
 from lwlab.models.sites import SITES, Address
 from lwlab.results import label, provenance
 from lwlab.tasks.base import Task
-from lwlab.tracing import engine, labels, lock
-from lwlab.tracing.edits import Edit
+from lwlab.tracing import engine, labels
 
 PAPER = "2512.07010"
-#: What is asked: an id a prompt, or a function of the output to one number a prompt.
-Target = int | Sequence[int] | Tensor | Callable[[Tensor], Tensor] | None
-Start = Literal["one", "value"]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One forward pass with its graph: what is asked of it, and the tensors that were read.
-
-    `output` [n] or [n, ids]; `weights`, in its shape, say which of it is asked for, so that the
-    number of prompt i is sum(output[i] * weights[i]).
-    """
-
-    output: Tensor
-    weights: Tensor
-    reads: dict[Address | None, Tensor]
-    data: engine.Batch
-
-    @property
-    def value(self) -> Tensor:
-        """The number asked for [n], in the graph."""
-        return (self.output * self.weights).flatten(1 if self.output.ndim > 1 else 0).sum(
-            1
-        ) if self.output.ndim > 1 else self.output * self.weights
-
-    def start(self, how: Start) -> Tensor:
-        """What relevance begins with: 1 (or -1) at what is asked for, or its own value."""
-        return self.weights if how == "one" else (self.weights * self.output).detach()
-
-
-def ask(
-    model: Model,
-    prompts: Prompts | Task,
-    target: Target = None,
-    sites: Sequence[Address] = (),
-    *,
-    contrast: bool = False,
-    edits: Sequence[Edit] = (),
-) -> Asked:
-    """Run the model once with its graph; arguments as in `scores`.
-
-    Key None of `reads` holds the pictures of a vision model.
-    """
-    given = list(prompts.clean) if isinstance(prompts, Task) else prompts
-    data = engine.batch(model, given)
-    reads: dict[Address | None, Tensor] = {}
-    if data.tokens is None:
-        pixels = [*data.args, *data.inputs.values()]
-        for x in pixels:
-            if isinstance(x, Tensor) and x.is_floating_point() and not x.requires_grad:
-                data.args = tuple(x.detach().requires_grad_() if y is x else y for y in data.args)
-                data.inputs = {
-                    k: x.detach().requires_grad_() if y is x else y for k, y in data.inputs.items()
-                }
-        floats = [x for x in [*data.args, *data.inputs.values()] if _is_float(x)]
-        if floats:
-            reads[None] = floats[0]
-    bare = "logits" not in model.anatomy.taps
-    last = Address("resid_post", model.n_layers - 1)
-    if bare and not callable(target):
-        raise BadInput(
-            f"{model.name} has no logits: give target=, a function of its last stream [prompts, "
-            "positions, d_model] to one number a prompt (for example `similarity`)"
-        )
-    with lock(model), _tracked(model):
-        wanted = [*sites, last] if bare else list(sites)
-        trace = engine.run(model, data, wanted, edits, grad=True)
-        output = trace.values[last] if bare else trace.logits
-        assert output is not None
-        with torch.enable_grad():
-            picked, weights = _pick(model, prompts, target, output, contrast)
-    reads.update({a: trace.values[a] for a in sites})
-    return Asked(picked, weights, reads, trace.batch)
 
 
 def scores(
@@ -236,32 +171,6 @@ def conservation(
     )  # fmt: skip
 
 
-def similarity(model: Model, prompts: Prompts, others: Prompts) -> Callable[[Tensor], Tensor]:
-    """A target for encoders: cosine of each prompt's mean last stream with that of another text.
-
-    The other side and the prompt's own length are constants, so it is linear in the stream.
-    """
-    mine = model.tokens(prompts).mask
-    theirs = model.tokens(others).mask
-    if len(mine) != len(theirs):
-        raise BadInput(f"{len(mine)} prompts and {len(theirs)} others: give one for each")
-    last = Address("resid_post", model.n_layers - 1)
-    other = engine.run(model, others, [last], logits=None).values[last]
-    weights = mine / mine.sum(1, keepdim=True)
-    goal = (other * (theirs / theirs.sum(1, keepdim=True))[..., None]).sum(1)
-    goal = goal / goal.norm(dim=1, keepdim=True)
-
-    def cosine(h: Tensor) -> Tensor:
-        pooled = (h * weights[..., None]).sum(1)
-        return (pooled * (goal / pooled.detach().norm(dim=1, keepdim=True))).sum(1)
-
-    return cosine
-
-
-def _is_float(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.is_floating_point()
-
-
 def _addresses(model: Model, site: str, layers: Sequence[int] | int | None) -> list[Address | None]:
     if site == "input":
         if model.kind in ("vision", "generic") and "embed" not in model.anatomy.taps:
@@ -279,47 +188,13 @@ def _chunks(
     if size < 1:
         raise BadInput(f"batch_size={size}: it is the number of prompts run together, 1 or more")
     many = isinstance(prompts, Task | list | tuple | Tensor) and not callable(target)
-    if not many or len(prompts) <= size:  # type: ignore[arg-type]
+    if not many or len(prompts) <= size:
         yield prompts, target
         return
-    for i in range(0, len(prompts), size):  # type: ignore[arg-type]
+    for i in range(0, len(prompts), size):
         rows = slice(i, i + size)
-        some = prompts.subset(rows) if isinstance(prompts, Task) else prompts[rows]  # type: ignore
-        yield some, target if target is None or isinstance(target, int) else target[rows]  # type: ignore
-
-
-def _pick(
-    model: Model, prompts: Prompts | Task, target: Target, output: Tensor, contrast: bool
-) -> tuple[Tensor, Tensor]:
-    n = len(output)
-    if callable(target):
-        found = target(output)
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        if shape != (n,):
-            raise BadInput(
-                f"the target gave {shape}; relevance is of one number a prompt, a tensor of "
-                f"shape ({n},)"
-            )
-        return found, torch.ones_like(found)
-    if output.ndim != 2:
-        raise BadInput(f"logits of shape {tuple(output.shape)}: give target=, a function of them")
-    if target is None and isinstance(prompts, Task):
-        target = prompts.answer_ids
-    ids = output.detach().argmax(1) if target is None else torch.as_tensor(target)
-    if ids.is_floating_point() or ids.dtype == torch.bool:
-        raise BadInput(f"target is {ids.dtype}; it takes whole numbers, or a function")
-    ids = ids.to(output.device).reshape(-1)
-    if len(ids) not in (1, n):
-        raise BadInput(f"{len(ids)} targets for {n} prompts: give one, or one for each")
-    if bool(((ids < 0) | (ids >= output.shape[1])).any()):
-        raise BadInput(f"target {ids.tolist()}: ids go from 0 to {output.shape[1] - 1}")
-    weights = torch.zeros_like(output)
-    weights.scatter_(1, ids.expand(n)[:, None], 1.0)
-    if contrast:
-        if not isinstance(prompts, Task):
-            raise BadInput("contrast=True needs a task, whose foils are subtracted")
-        weights.scatter_(1, prompts.foil_ids.to(output.device)[:, None], -1.0)
-    return output, weights
+        some = prompts.subset(rows) if isinstance(prompts, Task) else prompts[rows]
+        yield some, target if target is None or isinstance(target, int) else target[rows]
 
 
 def _labelled(
@@ -341,20 +216,7 @@ def _labelled(
     return out.sum(inner, skipna=False) if inner else out
 
 
-@contextlib.contextmanager
-def _tracked(model: Model) -> Iterator[None]:
-    """Let the graph hold frozen parameters while inside: a bias takes its share of a sum."""
-    frozen = [p for p in model.module.parameters() if not p.requires_grad and _is_float(p)]
-    try:
-        for p in frozen:
-            p.requires_grad_(True)
-        yield
-    finally:
-        for p in frozen:
-            p.requires_grad_(False)
-
-
 __all__ = [
-    "PAPER", "Asked", "Rules", "ask", "conservation", "coverage", "op", "refuse_unknown", "scores",
-    "similarity",
+    "PAPER", "SETS", "Asked", "Rules", "ask", "baseline", "conservation", "coverage", "curves",
+    "propagate", "recording", "scores", "similarity",
 ]  # fmt: skip

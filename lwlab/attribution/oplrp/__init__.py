@@ -4,6 +4,7 @@
 """
 
 from lwlab.attribution.oplrp.graph import Graph, op
+from lwlab.attribution.oplrp.layout import layout
 from lwlab.attribution.oplrp.ops import OPS
 from lwlab.attribution.oplrp.promises import Promise, Values
 from lwlab.attribution.oplrp.recording import recording
@@ -11,6 +12,6 @@ from lwlab.attribution.oplrp.rules import SETS, Rules, rules_of
 from lwlab.attribution.oplrp.walk import Relevance, propagate, uncovered
 
 __all__ = [
-    "OPS", "SETS", "Graph", "Promise", "Relevance", "Rules", "Values", "op", "propagate",
+    "OPS", "SETS", "Graph", "Promise", "Relevance", "Rules", "Values", "layout", "op", "propagate",
     "recording", "rules_of", "uncovered",
 ]  # fmt: skip

@@ -103,8 +103,8 @@ def pattern(n: Node, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~allowed, float("-inf"))
     if mask is not None:
-        allowed = mask if mask.dtype == torch.bool else None
-        scores = scores + mask if allowed is None else scores.masked_fill(~allowed, float("-inf"))
+        hard = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, float("-inf")) if hard else scores + mask
     return scores, scores.softmax(-1).nan_to_num(0.0)
 
 
@@ -121,11 +121,11 @@ def _reshape(n: Node, x: Sequence[Tensor]) -> Tensor:
 
 
 def _split(n: Node, x: Sequence[Tensor]) -> Any:
-    return x[0].split(n._saved_split_size, axis(n._saved_dim))
+    return torch.split(x[0], n._saved_split_size, axis(n._saved_dim))
 
 
 def _split_sizes(n: Node, x: Sequence[Tensor]) -> Any:
-    return x[0].split([int(s) for s in n._saved_split_sizes], axis(n._saved_dim))
+    return torch.split(x[0], [int(s) for s in n._saved_split_sizes], axis(n._saved_dim))
 
 
 def _gather(n: Node, x: Sequence[Tensor]) -> Tensor:
@@ -149,6 +149,11 @@ def _avg_pool(n: Node, x: Sequence[Tensor]) -> Tensor:
         x[0], n._saved_kernel_size, n._saved_stride or None, n._saved_padding,
         n._saved_ceil_mode, n._saved_count_include_pad, n._saved_divisor_override,
     )  # fmt: skip
+
+
+def _adaptive(n: Node, x: Sequence[Tensor]) -> Tensor:
+    tall, wide = shape_of(n)[-2:]
+    return F.adaptive_avg_pool2d(x[0], (tall, wide))
 
 
 def _embedding(n: Node, x: Sequence[Tensor]) -> Tensor:
@@ -280,7 +285,7 @@ OPS: dict[str, Op] = {
     "CumsumBackward0": Op("linear", lambda n, x: x[0].cumsum(axis(n._saved_dim))),
     "AvgPool2DBackward0": Op("linear", _avg_pool, _SELF),
     "AdaptiveAvgPool2DBackward0": Op(
-        "linear", lambda n, x: F.adaptive_avg_pool2d(x[0], shape_of(n)[-2:]), _SELF
+        "linear", _adaptive, _SELF
     ),
     # attention
     "SoftmaxBackward0": Op(

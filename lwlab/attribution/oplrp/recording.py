@@ -15,7 +15,7 @@ from lwlab.attribution.oplrp.graph import Edge
 
 class _Recorder(TorchFunctionMode):
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.values: dict[Edge, Tensor] = {}
 
     def __torch_function__(

@@ -13,8 +13,9 @@ from torch import Tensor
 from lwlab.attribution.oplrp.graph import Edge, Graph, Node, op, shape_of
 from lwlab.attribution.oplrp.ops import OPS
 from lwlab.attribution.oplrp.promises import Promise, Values
-from lwlab.attribution.oplrp.relevance import KINDS, Parts, Step
+from lwlab.attribution.oplrp.relevance import KINDS
 from lwlab.attribution.oplrp.rules import Rules, rules_of
+from lwlab.attribution.oplrp.step import Parts, Step
 from lwlab.errors import BadInput, UnknownName, suggest
 
 Unknown = Literal["error", "pass", "stop"]
@@ -25,12 +26,13 @@ class Relevance:
     """What a walk found.
 
     `inputs`: relevance of each input, in its shape. `start`: what the walk began with, `ended`:
-    what came to inputs that have no other input below them. `constants`: what operands took that no input
-    reaches, by operation (biases: "AccumulateGrad"). `lost`: what the rule of an operation gave to
-    nobody, by operation (0 where it conserves). `error`: the largest |R_in - R_out| of a node,
-    relative to the absolute relevance it handed on, by operation. `parallel`: what the weights
-    would get if they got theirs beside the inputs. `nodes`: total relevance that arrived at each
-    node. `promises`: every operand that was rebuilt. `graph`: what was walked.
+    what came to inputs that have no other input below them. `constants`: what operands took that
+    no input reaches, by operation (biases: "AccumulateGrad"). `lost`: what the rule of an
+    operation gave to nobody, by operation (0 where it conserves). `error`: the largest
+    |R_in - R_out| of a node, relative to the absolute relevance it handed on, by operation.
+    `parallel`: what the weights would get if they got theirs beside the inputs. `nodes`: total
+    relevance that arrived at each node. `promises`: every operand that was rebuilt. `graph`: what
+    was walked.
     """
 
     inputs: list[Tensor]
@@ -77,9 +79,7 @@ def propagate(
     """
     chosen = rules_of(rules)
     if unknown not in ("error", "pass", "stop"):
-        raise UnknownName(
-            f"unknown={unknown!r}{suggest(str(unknown), ['error', 'pass', 'stop'])}"
-        )
+        raise UnknownName(f"unknown={unknown!r}{suggest(str(unknown), ['error', 'pass', 'stop'])}")
     if not inputs:
         raise BadInput("no inputs: name at least one tensor that relevance shall come to")
     given = _start(output, start)
@@ -201,7 +201,8 @@ def _walk(
     ]
     total = float(start.double().sum())
     return Relevance(
-        given, total, ended, dict(constants), dict(lost), dict(error), parallel, nodes, values.promises, graph,
+        given, total, ended, dict(constants), dict(lost), dict(error), parallel, nodes,
+        values.promises, graph,
     )  # fmt: skip
 
 
