@@ -106,11 +106,7 @@ class ProbePanel(ipywidgets.VBox):
         self.shown = self.verdicts()
         names = [f"{k}: {words[1]}" for k, words in self.classes.items()]
         lines = self._lines(self.text.value)
-        short = [
-            f"{i + 1}: "
-            + (line if len(line) < 30 else f"{line[:10].strip()} … {line[-18:].strip()}")
-            for i, line in enumerate(lines)
-        ]
+        short = [f"{i + 1}: {_ending(line)}" for i, line in enumerate(lines)]
         about = {
             "long_name": "probability of the class",
             "title": "What each layer's probe makes of it",
@@ -143,3 +139,11 @@ class ProbePanel(ipywidgets.VBox):
         data["text/plain"] = self.map.static_text()
         data["image/png"] = base64.b64encode(self.map.static_png()).decode()
         return data, meta
+
+
+def _ending(line: str, longest: int = 18) -> str:
+    """The last words of a line, which is where sentences to compare differ."""
+    if len(line) <= longest:
+        return line
+    tail = line[-longest:]
+    return "… " + (tail.split(" ", 1)[1] if " " in tail else tail)
