@@ -23,14 +23,25 @@ from lwlab.depth.depth_efficiency import (
     token_erasure,
     word_problems,
 )
+from lwlab.depth.lac_void import (
+    activity,
+    control_losses,
+    readout,
+    usage,
+    void_generate,
+    void_losses,
+)
 from lwlab.depth.llm_drop import drop_order, importance, iterative_order
 from lwlab.depth.llm_drop_measure import drop_curve, footprint, single_losses, speed
 from lwlab.depth.removal import remove
 from lwlab.depth.similarity import layer_angles, layer_cka
+from lwlab.depth.voids import voided
 
 __all__ = [
     "Halves",
     "Question",
+    "activity",
+    "control_losses",
     "deepening",
     "depth_score",
     "drop_curve",
@@ -49,6 +60,7 @@ __all__ = [
     "multi_hop",
     "overview",
     "question_effects",
+    "readout",
     "remove",
     "row_means",
     "scores_by_level",
@@ -57,5 +69,9 @@ __all__ = [
     "speed",
     "sums",
     "token_erasure",
+    "usage",
+    "void_generate",
+    "void_losses",
+    "voided",
     "word_problems",
 ]

@@ -105,7 +105,7 @@ def void_losses(
     for i, one in enumerate(one_by_one(tokens)):
         streams = _streams(model, one)
         norms = streams.float().norm(dim=-1)
-        whole = model.unembed(streams[-1]).float()
+        whole = readout(model, streams, torch.ones_like(norms[1:], dtype=torch.bool))
         full[i] = _nll(whole, one.ids)
         best = whole.argmax(-1)
         for j, variant in enumerate(variants):
@@ -151,8 +151,8 @@ def control_losses(
 
     `nll` (control, prompt): "rule"; "shuffled", the cells of each layer dealt out to other tokens,
     so that every layer keeps its rate; "fixed exit", one block for all tokens, the rule's mean exit
-    rounded to the nearest; "magnitude", |delta| in place of delta (its own usage); "last block", the
-    whole model; and `usage` (control, prompt). Raises as `void_losses`.
+    rounded; "magnitude", |delta| in place of delta (its own usage); "last block", the whole model;
+    and `usage` (control, prompt). Raises as `void_losses`.
     """
     check_rule(alpha)
     tokens = _predicted(model, texts)
@@ -241,14 +241,12 @@ def void_generate(
         "text": ("prompt", said),
     })  # fmt: skip
     phase = xr.Variable("phase", ["PP", "RG"])
-    both = [
-        out.prompt_active.mean(("layer", "position")),
-        out.answer_active.mean(("layer", "step")),
-    ]
-    out["usage"] = xr.concat(both, phase)
+    read_, wrote = out.prompt_active, out.answer_active
+    used = [read_.mean(("layer", "position")), wrote.mean(("layer", "step"))]
+    out["usage"] = xr.concat(used, phase)
     rates = [
-        out.prompt_active.isel(position=slice(1, None)).mean(("prompt", "position")),
-        out.answer_active.mean(("prompt", "step")),
+        read_.isel(position=slice(1, None)).mean(("prompt", "position")),
+        wrote.mean(("prompt", "step")),
     ]
     out["rate"] = xr.concat(rates, phase)
     return out.assign_attrs(_told(model, alpha, rule, variant=variant, n=len(tokens), seed=seed))
@@ -281,7 +279,7 @@ def _last(active: torch.Tensor) -> torch.Tensor:
 
 def _read(model: Model, ids: torch.Tensor) -> torch.Tensor:
     out = model.module(ids)
-    return getattr(out, "logits", out).float()  # type: ignore[no-any-return]
+    return torch.as_tensor(getattr(out, "logits", out)).float()
 
 
 def _nll(logits: torch.Tensor, ids: torch.Tensor) -> float:

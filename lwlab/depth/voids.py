@@ -36,7 +36,7 @@ PAPER = "2505.14467"
 def decide(
     norms: torch.Tensor, alpha: float | None, rule: Rule = "norm"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (active, lam), both [L, ...], from the norms n_0..n_L of untouched streams [L + 1, ...].
+    """Return (active, lam), both [L, ...], from the norms n_0..n_L [L + 1, ...] of a plain pass.
 
     `rule` "magnitude" is a control: |delta| in place of delta throughout. With alpha None the
     threshold is -inf: every block is active. Raises as `check_rule`.
