@@ -13,7 +13,7 @@
 #     family: features
 #     title: "Decomposing MLP Activations into Interpretable Features via Semi-Nonnegative Matrix Factorization"
 #     paper: "2506.10920"
-#     cost: {seconds: 50, memory_mb: 1500}
+#     cost: {seconds: 50, memory_mb: 1650}
 #     model: smollm2-135m
 # ---
 
@@ -28,7 +28,7 @@
 # [arXiv:2506.10920](https://arxiv.org/abs/2506.10920) ·
 # [their code](https://github.com/ordavid-s/snmf-mlp-decomposition)
 #
-# **Cost** with SmolLM2-135M: under a minute on two CPU cores, 1.5 GB of memory. Any decoder with
+# **Cost** with SmolLM2-135M: under a minute on two CPU cores, 1.7 GB of memory. Any decoder with
 # MLP neurons will do: `lwlab run snmf -p model=gpt2`. Encoders will do for all but steering
 # (`-p model=all-minilm-l6` was tried). The text tells what SmolLM2 does.
 
@@ -539,6 +539,7 @@ lw.claim(
     interval=np.quantile(spread, [0.025, 0.975]), n=k, seed=seed, model=net,
     statement="share of one concept among a feature's top 12 tokens, less that of single neurons",
     paper="abstract: interpretable features", pinned={"smollm2-135m": "reproduced"},
+    note="the most variable neurons of the early layer are themselves about one concept each",
 )  # fmt: skip
 
 # %%
@@ -664,7 +665,7 @@ lw.claim(
 # Solutions are in the next cells, folded: open one when you have tried.
 
 # %% jupyter={"source_hidden": true}
-# 1. The largest few are not the feature: it takes most of its neurons to lose the concept.
+# 1. The largest five are not missed; of many, the largest are missed more than any.
 best = auc(sim).argmax("feature")
 order = np.argsort(-np.abs(fit.direction.values), axis=1)[:, :support]
 for m in (0, 5, 20, 50):
