@@ -213,7 +213,7 @@ def test_mlp_vectors_are_gradients_of_the_mlp_alone(arch: str, toy: Any) -> None
 
     def value(v: torch.Tensor) -> float:
         _, seen = forward(model, torch.full((1, 1), 5), [out], {read: lambda t: v[None, None]})
-        return float(seen[out][0, 0] @ torch.as_tensor(y.values))
+        return (seen[out][0, 0] @ torch.as_tensor(y.values)).item()
 
     for i in range(2):
         g = normal(int(model.d_model or 0), seed=7)
