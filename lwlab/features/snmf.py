@@ -86,7 +86,7 @@ def factorise(
             "coefficient": label(y[:, order], ("sample", "feature")).drop_attrs(),
             "error": label(errors, ("iteration",)).drop_attrs(),
         },
-        coords={"feature": range(k), **kept},
+        coords={"feature": range(k), "iteration": range(len(errors)), **kept},
         attrs={
             **activations.attrs, "technique": "SNMF", "paper": PAPER, "k": k, "seed": seed,
             "sparsity": sparsity, "support": support, "init": init, "refit": int(refit),

@@ -110,7 +110,7 @@ fit = fits[early, sparsity][0]
 
 def by_concept(found: xr.Dataset) -> xr.DataArray:
     y = found.coefficient.groupby("concept").mean()
-    y = (y / y.sum("concept")).sel(concept=list(words.names))
+    y = (y / y.sum("concept").clip(1e-30)).sel(concept=list(words.names))
     best = np.lexsort((-y.max("concept").values, y.argmax("concept").values))
     return y.isel(feature=best).assign_coords(feature=range(y.sizes["feature"]))
 
@@ -171,7 +171,9 @@ curves = {
     ),
     "keep 1%": (paper_fit := snmf.factorise(x, k, sparsity=0.01, seed=seed, **budget)),
 }
-errors = xr.concat([f.error for f in curves.values()], "kept").assign_coords(kept=list(curves))
+errors = xr.concat([f.error for f in curves.values()], "kept", join="outer").assign_coords(
+    kept=list(curves)
+)
 errors.attrs["long_name"] = "share of |A|² not explained"
 errors.lw.profile(x="iteration", series="kept", title="The error while it is found")
 
@@ -343,7 +345,8 @@ if can_steer:
 
 # %%
 x = seen[early]
-sizes = [min(2 * k, x.sizes["sample"] // 2), k, len(words.names)]
+fine = min(2 * k, x.sizes["sample"] // 2)
+sizes = [fine, fine // 2, min(len(words.names), fine // 2 - 1)]
 leaves = snmf.factorise(x, sizes[0], sparsity=sparsity, seed=seed, **budget)
 tree = snmf.hierarchy(leaves, sizes[1:], iterations=200, seed=seed)
 leaf = leaves.coefficient.groupby("concept").sum().idxmax("concept").values
@@ -654,8 +657,8 @@ lw.claim(
 # %% [markdown]
 # ## Try it
 #
-# 1. **Which neurons matter?** Zero the 5, 20, 50 largest neurons of each concept's feature. How far
-#    does the AUC fall? And with as many of its neurons drawn at random?
+# 1. **Which neurons matter?** Zero the largest neurons of each concept's feature: a few, a quarter,
+#    two thirds. How far does the AUC fall? And with as many of its neurons drawn at random?
 # 2. **How sparse?** Keep 1 %, 2 %, 5 %, all of the neurons. Which gives the purest features, and what
 #    does it cost in error?
 # 3. **How much of a new token?** `snmf.encode` finds amounts for tokens that were not factorised.
@@ -665,10 +668,10 @@ lw.claim(
 # Solutions are in the next cells, folded: open one when you have tried.
 
 # %% jupyter={"source_hidden": true}
-# 1. The largest five are not missed; of many, the largest are missed more than any.
+# 1. The largest few are not missed; of many, the largest are missed more than others.
 best = auc(sim).argmax("feature")
 order = np.argsort(-np.abs(fit.direction.values), axis=1)[:, :support]
-for m in (0, 5, 20, 50):
+for m in (0, support // 16, support // 4, 2 * support // 3):
     told = []
     for which in (order[:, :m], rng.permuted(order, axis=1)[:, :m]):
         z = fit.direction.copy()
