@@ -13,7 +13,7 @@
 #     family: attribution
 #     title: "All for One: LLMs Solve Mental Math at the Last Token With Information Transferred From Other Tokens"
 #     paper: "2509.09650"
-#     cost: {seconds: 45, memory_mb: 1500}
+#     cost: {seconds: 50, memory_mb: 1550}
 #     model: smollm2-135m
 # ---
 
@@ -26,7 +26,7 @@
 #
 # Mamidanna, Rai, Yao & Zhou 2025, [arXiv:2509.09650](https://arxiv.org/abs/2509.09650)
 #
-# **Cost** with SmolLM2-135M: about 45 seconds on two CPU cores, 1.5 GB of memory. Decoders of the
+# **Cost** with SmolLM2-135M: about 50 seconds on one CPU core, 1.5 GB of memory. Decoders of the
 # GPT-2, Llama, Qwen, Gemma, Pythia, OPT, Phi and OLMo kind will do, if they can add:
 # `lwlab run af1 -p model=toys/arithmetic`, or a Hugging Face id. Pinned verdicts are those of
 # SmolLM2-135M; the second model below is `toys/arithmetic`, trained by this library.
@@ -54,7 +54,7 @@ from lwlab.attribution.af1_panel import BoundaryPanel, scheme
 lw.charts.enable()
 net = lw.load(model)
 n = net.n_layers
-digits = {"operands": [range(6)] * 3, "prefix": "", "template": "{a} + {b} + {c} ="}
+digits = {"operands": [range(5)] * 3, "prefix": "", "template": "{a} + {b} + {c} ="}
 sums = {"operands": [range(1, first + 1), range(1, second + 1)]}
 sums |= {"prefix": prefix, "template": template}
 own = digits if model.startswith("toys/arithmetic") else sums
@@ -164,7 +164,8 @@ lines.lw.profile(
 
 # %%
 waits = range(n) if profile == "full" else sorted({*coarse, *range(n // 2, n)})
-grid = af1.windows(net, rows, waits)
+sizes = None if profile == "full" else [k for k in (0, 1, 2, 3, 4, 6) if k <= n]
+grid = af1.windows(net, rows, waits, sizes)
 accuracy = grid.correct.mean("prompt", skipna=False)
 accuracy.attrs["long_name"] = "accuracy"
 found = af1.find(grid, threshold)
