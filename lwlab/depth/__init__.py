@@ -26,6 +26,7 @@ from lwlab.depth.depth_efficiency import (
 from lwlab.depth.lac_void import (
     activity,
     control_losses,
+    phase_test,
     readout,
     usage,
     void_generate,
@@ -59,6 +60,7 @@ __all__ = [
     "lens_distance",
     "multi_hop",
     "overview",
+    "phase_test",
     "question_effects",
     "readout",
     "remove",

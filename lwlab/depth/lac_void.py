@@ -149,10 +149,10 @@ def control_losses(
 ) -> xr.Dataset:
     """Loss of readouts that know less than the rule does, at the rule's own usage.
 
-    `nll` (control, prompt): "rule"; "shuffled", the cells of each layer dealt out to other tokens,
-    so that every layer keeps its rate; "fixed exit", one block for all tokens, the rule's mean exit
-    rounded; "magnitude", |delta| in place of delta (its own usage); "last block", the whole model;
-    and `usage` (control, prompt). Raises as `void_losses`.
+    `nll` (control, prompt): "rule"; "shuffled", each token with the cells of another of the text,
+    so that rates and exits stay what they are; "fixed exit", one block for all tokens, the rule's
+    mean exit rounded; "magnitude", |delta| in place of delta (its own usage); "last block", the
+    whole model; and `usage` (control, prompt). Raises as `void_losses`.
     """
     check_rule(alpha)
     tokens = _predicted(model, texts)
@@ -163,11 +163,11 @@ def control_losses(
         streams = _streams(model, one)
         norms = streams.float().norm(dim=-1)
         active, _ = decide(norms, alpha)
-        order = torch.stack([torch.randperm(active.shape[1], generator=rng) for _ in active])
+        order = torch.randperm(active.shape[1], generator=rng).to(active.device)
         fixed = torch.zeros_like(active)
         fixed[: round(float(_last(active).float().mean())) + 1] = True
         cells = {
-            "rule": active, "shuffled": active.gather(1, order.to(active.device)),
+            "rule": active, "shuffled": active[:, order],
             "fixed exit": fixed, "magnitude": decide(norms, alpha, "magnitude")[0],
             "last block": torch.ones_like(active),
         }  # fmt: skip
@@ -250,6 +250,30 @@ def void_generate(
     ]
     out["rate"] = xr.concat(rates, phase)
     return out.assign_attrs(_told(model, alpha, rule, variant=variant, n=len(tokens), seed=seed))
+
+
+def phase_test(talk: xr.Dataset, *, draws: int = 4096, seed: int = 0) -> tuple[float, float]:
+    """Whether reading and writing use different layers: (distance, p), from `void_generate`.
+
+    With a_il the share of prompt i's tokens (position 0 left out) for which layer l is active while
+    reading, b_il while writing, the distance is mean_l |mean_i (a_il - b_il)|. Under the null the
+    phases of a prompt can be exchanged: p is the share of sign flips of the prompts' differences,
+    all of them up to 12 prompts, else `draws` random ones, whose distance is as large. Raises
+    BadInput for fewer than two prompts.
+    """
+    read = talk["prompt_active"].isel(position=slice(1, None)).mean("position")
+    wrote = talk["answer_active"].mean("step")
+    apart = (read - wrote).transpose("prompt", "layer").values
+    n = len(apart)
+    if n < 2:
+        raise BadInput("one prompt cannot tell phases from chance; give several")
+    if n <= 12:
+        signs = 1 - 2 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
+    else:
+        signs = np.random.default_rng(seed).choice([-1, 1], (draws, n))
+        signs[0] = 1
+    distances = np.abs(signs @ apart / n).mean(1)
+    return float(distances[0]), float((distances >= distances[0] * (1 - 1e-9)).mean())
 
 
 def _told(model: Model, alpha: float | None, rule: str, **more: Any) -> dict[str, Any]:
