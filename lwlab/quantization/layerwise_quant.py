@@ -115,8 +115,8 @@ def plan(
 
 
 def losses(
-    model: Model, prompts: Prompts, orders: Mapping[str, Sequence[int]], ks: Iterable[int], *,
-    low: int = 2, high: int = WHOLE, group: int | None = 64, symmetric: bool = False,
+    model: Model, prompts: Prompts | Scorer, orders: Mapping[str, Sequence[int]],
+    ks: Iterable[int], *, low: int = 2, high: int = WHOLE, group: int | None = 64, symmetric: bool = False,
     base: str = "rtn", moments: Moments | None = None,
     modules: str | Iterable[str] | None = None, max_tokens: int = 256,
 ) -> xr.Dataset:  # fmt: skip
@@ -143,10 +143,10 @@ def losses(
     rounder = Rounder(
         model, group, symmetric=symmetric, base=base, moments=moments, modules=modules
     )
-    scorer = Scorer(model, prompts, max_tokens)
+    scorer = Scorer.of(model, prompts, max_tokens)
     nll = np.zeros((len(lists), len(counts), len(scorer)))
     size = np.zeros(nll.shape[:2])
-    clean = scorer.nll()
+    clean = scorer.base
     with rounder:
         for i, order in enumerate(lists.values()):
             for j, k in enumerate(counts):
@@ -170,7 +170,7 @@ def losses(
 
 
 def uniform(
-    model: Model, prompts: Prompts, bits: Iterable[int] = (2, 4, 8),
+    model: Model, prompts: Prompts | Scorer, bits: Iterable[int] = (2, 4, 8),
     groups: Iterable[int | None] = (32, 64, None), *, symmetric: bool = False,
     modules: str | Iterable[str] | None = None, max_tokens: int = 256,
 ) -> xr.Dataset:  # fmt: skip
@@ -180,7 +180,7 @@ def uniform(
     """
     widths, sizes = [width(b) for b in bits], list(groups)
     rounders = [Rounder(model, g, symmetric=symmetric, modules=modules) for g in sizes]
-    scorer = Scorer(model, prompts, max_tokens)
+    scorer = Scorer.of(model, prompts, max_tokens)
     nll = np.zeros((len(widths), len(sizes), len(scorer)))
     size = np.zeros(nll.shape[:2])
     for j, rounder in enumerate(rounders):
@@ -193,7 +193,7 @@ def uniform(
         {
             "nll": (("bits", "group", "prompt"), nll, {"unit": "nats per token"}),
             "megabytes": (("bits", "group"), size, {"unit": "10^6 bytes"}),
-            "base_nll": ("prompt", scorer.nll(), {"unit": "nats per token"}),
+            "base_nll": ("prompt", scorer.base, {"unit": "nats per token"}),
             "tokens": ("prompt", scorer.tokens),
         },
         coords={"bits": widths, "group": [g or 0 for g in sizes], "prompt": range(len(scorer))},

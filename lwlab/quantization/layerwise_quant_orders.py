@@ -97,7 +97,7 @@ def _share(parts: Sequence[torch.Tensor], two_sided: bool) -> float:
 
 
 def sensitivity(
-    model: Model, prompts: Prompts, bits: int = 2, group: int | None = 64, *,
+    model: Model, prompts: Prompts | Scorer, bits: int = 2, group: int | None = 64, *,
     symmetric: bool = False, base: str = "rtn", moments: Moments | None = None,
     modules: str | Iterable[str] | None = None, max_tokens: int = 256,
 ) -> xr.DataArray:  # fmt: skip
@@ -110,8 +110,8 @@ def sensitivity(
         model, group, symmetric=symmetric, base=base, moments=moments, modules=modules
     )
     width(bits)
-    scorer = Scorer(model, prompts, max_tokens)
-    clean, rows = scorer.nll(), []
+    scorer = Scorer.of(model, prompts, max_tokens)
+    clean, rows = scorer.base, []
     with rounder:
         for layer in range(model.n_layers):
             rows.append(scorer.nll(rounder.set({layer: bits})) - clean)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from lwlab.bench.memory import trim
 from lwlab.errors import BadInput, UnknownName, suggest
 from lwlab.models.model import Model, Prompts
 from lwlab.quantization.calibrate import Moments
@@ -74,10 +75,12 @@ class Rounder:
                 raise BadInput(f"layer {m.layer}, {m.name}: weights are not loaded (meta device)")
         self.now: dict[int, int] = {}
         self._kept: dict[Key, torch.Tensor] = {}
+        self._free: dict[torch.Size, list[torch.Tensor]] = {}
         self._found: dict[tuple[int, str, int], torch.Tensor] = {}
         self._lock = contextlib.ExitStack()
 
     def __enter__(self) -> Rounder:
+        trim()  # a copy of all matrices may be needed: what is free goes back first
         self._lock.enter_context(lock(self.model))
         return self
 
@@ -85,7 +88,7 @@ class Rounder:
         try:
             self.set({})
         finally:
-            self._kept.clear()
+            self._free.clear()
             self._lock.close()
 
     def set(self, bits: Mapping[int, int]) -> int:
@@ -106,11 +109,29 @@ class Rounder:
                 if b == self.now.get(m.layer, WHOLE):
                     continue
                 w = m.weight
+                if b == WHOLE:
+                    w.copy_(old := self._kept.pop(key))
+                    self._free.setdefault(old.shape, []).append(old)
+                    continue
                 if key not in self._kept:
-                    self._kept[key] = w.clone()
-                w.copy_(self._kept[key] if b == WHOLE else self._rounded(key, b))
+                    self._kept[key] = self._place(w).copy_(w)
+                w.copy_(self._rounded(key, b))
         self.now = wanted
         return min(wanted, default=self.model.n_layers)
+
+    def _place(self, w: torch.Tensor) -> torch.Tensor:
+        """Room for an original: in one block for all of them, which goes back to the system whole.
+
+        Room that became free is used first, so that only as much as is rounded is ever touched.
+        """
+        if not self._free:
+            same = [m.weight for m in self.parts if m.weight.dtype == w.dtype]
+            sizes = [x.numel() for x in same]
+            room = torch.empty(sum(sizes), dtype=w.dtype, device=w.device).split(sizes)
+            for x, part in zip(same, room):
+                self._free.setdefault(x.shape, []).append(part.view(x.shape))
+        free = self._free.get(w.shape)
+        return free.pop() if free and free[-1].dtype == w.dtype else torch.empty_like(w)
 
     def _rounded(self, key: Key, bits: int) -> torch.Tensor:
         from lwlab_kernels.quant import fake_quant
@@ -158,6 +179,7 @@ class Scorer:
         own = [ids[mask.bool()] for ids, mask in zip(tokens.ids, tokens.mask)]
         self.model = model
         self.tokens = np.array(lengths) - 1
+        self._base: NDArray[np.float64] | None = None
         self._parts: list[tuple[list[int], Blocks]] = []
         for length in sorted(set(lengths)):
             rows = [i for i, n in enumerate(lengths) if n == length]
@@ -165,6 +187,22 @@ class Scorer:
             self._parts.append(
                 (rows, capture(model, together(model.tokens(ids), range(len(rows)))))
             )
+
+    @classmethod
+    def of(cls, model: Model, prompts: Prompts | Scorer, max_tokens: int = 256) -> Scorer:
+        """Return a Scorer as it is, or make one; BadInput for one of another model."""
+        if not isinstance(prompts, Scorer):
+            return cls(model, prompts, max_tokens)
+        if prompts.model.module is not model.module:
+            raise BadInput(f"this Scorer holds the streams of {prompts.model.name}")
+        return prompts
+
+    @property
+    def base(self) -> NDArray[np.float64]:
+        """Nats a predicted token, [prompts], of the model as it was at the start."""
+        if self._base is None:
+            self._base = self.nll(self.model.n_layers)
+        return self._base.copy()
 
     def nll(self, first: int = 0, without: Collection[int] = ()) -> NDArray[np.float64]:
         """Nats a predicted token, [prompts], when layers before `first` are as at the start.

@@ -149,6 +149,18 @@ def test_losses_are_those_of_the_rounded_model(toy: Toy, name: str) -> None:
     assert mixed.attrs["high"] == 4
 
 
+def test_a_scorer_is_read_once_and_serves_many(toy: Toy) -> None:
+    model = toy("gpt2")
+    scorer = lq.Scorer(model, IDS)
+    given = {"orders": {"up": [0, 1, 2]}, "ks": [2], "group": 8}
+    np.testing.assert_array_equal(
+        lq.losses(model, scorer, **given).nll, lq.losses(model, IDS, **given).nll
+    )
+    np.testing.assert_array_equal(scorer.base, scorer.nll(0))
+    with pytest.raises(BadInput, match="streams of gpt2"):
+        lq.losses(toy("llama"), scorer, **given)
+
+
 def test_losses_are_perplexitys(toy: Toy) -> None:
     model = toy("llama")
     texts = ["the cat sat on the mat", "a dog ran to the cat and sat", "the dog and a cat"]
