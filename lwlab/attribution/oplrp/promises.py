@@ -34,8 +34,9 @@ class Promise:
     value: Tensor
 
     def __str__(self) -> str:
-        way = " < ".join(op(n) for n in self.path) or "at once"
-        return f"{op(self.node)}[{self.operand}]: {way} < {', '.join(map(op, self.args))}"
+        ends = ", ".join(map(op, self.args))
+        way = " < ".join([*map(op, self.path), *([ends] if ends else [])])
+        return f"{op(self.node)}[{self.operand}]: {way or 'rebuilt before'}"
 
 
 class Values:
