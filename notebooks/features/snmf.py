@@ -24,7 +24,7 @@
 # *non-negative amounts* of a few *sparse combinations of neurons*; find those combinations by
 # factorising a matrix, without labels and without training an autoencoder.
 #
-# Shafran, Ronen, Fahn, Ravfogel, Geiger & Geva 2025,
+# Shafran, Geiger & Geva 2025,
 # [arXiv:2506.10920](https://arxiv.org/abs/2506.10920) ·
 # [their code](https://github.com/ordavid-s/snmf-mlp-decomposition)
 #
