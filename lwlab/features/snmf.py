@@ -1,8 +1,8 @@
 """SNMF: MLP activations as a sum of non-negative amounts of sparse neuron combinations.
 
-Shafran, Geiger & Geva 2025, "Decomposing MLP Activations into Interpretable Features via Semi-Nonnegative
-Matrix Factorization" (arXiv:2506.10920); the updates are those of semi-NMF, Ding, Li & Jordan 2010
-(IEEE TPAMI 32:45, section 3), with a hard cut to the largest neurons between them.
+Shafran, Geiger & Geva 2025, "Decomposing MLP Activations into Interpretable Features via
+Semi-Nonnegative Matrix Factorization" (arXiv:2506.10920); the updates are those of semi-NMF, Ding,
+Li & Jordan 2010 (IEEE TPAMI 32:45), with a hard cut to the largest neurons between them.
 """
 
 from __future__ import annotations
