@@ -116,7 +116,8 @@ def plan(
 
 def losses(
     model: Model, prompts: Prompts | Scorer, orders: Mapping[str, Sequence[int]],
-    ks: Iterable[int], *, low: int = 2, high: int = WHOLE, group: int | None = 64, symmetric: bool = False,
+    ks: Iterable[int], *, low: int = 2, high: int = WHOLE, group: int | None = 64,
+    symmetric: bool = False,
     base: str = "rtn", moments: Moments | None = None,
     modules: str | Iterable[str] | None = None, max_tokens: int = 256,
 ) -> xr.Dataset:  # fmt: skip
