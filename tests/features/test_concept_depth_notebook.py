@@ -14,8 +14,8 @@ from lwlab.tasks import CONCEPTS, concept
 pytestmark = [pytest.mark.notebook, pytest.mark.slow]
 
 
-@pytest.mark.parametrize(("arch", "exact"), [("llama", 5), ("bert", 4)])
-def test_exact_claims_hold_on_another_architecture(arch: str, exact: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arch", ["llama", "bert"])
+def test_exact_claims_hold_on_another_architecture(arch: str, tmp_path: Path) -> None:
     texts = [t for k in CONCEPTS for t in concept(k, 32).texts]
     words = sorted({w for t in texts for w in re.findall(r"\w+|[^\w\s]", t)})
     module, _ = toys.tiny(arch, vocab_size=len(words) + 4)
@@ -24,6 +24,6 @@ def test_exact_claims_hold_on_another_architecture(arch: str, exact: int, tmp_pa
     parameters = {"model": str(tmp_path / arch), "n": 32}
     run = execute("concept-depth", parameters, tmp_path / "out", html=False, timeout=300)
     found = {c["id"]: c["verdict"] for c in run.claims if c["kind"] == "exact"}
-    assert len(found) == exact  # positions are in BERT's vectors: layer 0 is not blind there
+    assert len(found) == 5  # to the toy every city is one token, so BERT's positions agree too
     assert set(found.values()) == {"holds"}
     assert not any(c["changed"] for c in run.claims)  # verdicts are pinned for one model only
