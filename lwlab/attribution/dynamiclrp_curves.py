@@ -49,6 +49,7 @@ def baseline(
     if steps < 1:
         raise BadInput(f"steps={steps}: integrated gradients take 1 or more")
     key, first, x = _read(model, prompts, target, contrast)
+    target = _settled(prompts, target, first)
     if technique == "random":
         found = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x.device)
         found = found * 0 + found.mean(-1 if key is not None else 1, keepdim=True)
@@ -120,6 +121,7 @@ def curves(
         raise BadInput(f"scores have dimensions {scores.dims}: put a `technique` first (xr.concat)")
     key, asked, x = _read(model, prompts, target, False, grad=False)
     both = isinstance(prompts, Task) and target is None
+    target = _settled(prompts, target, asked)
     x0 = removed(model, x, key is not None)
     pieces = _pieces(scores, x, asked, patches)
     lengths = (~pieces[0].isnan()).sum(1)
@@ -214,6 +216,11 @@ def _columns(gone: Tensor, asked: Asked) -> Tensor:
     for row, (start, length) in enumerate(zip(tokens.offsets.tolist(), tokens.lengths.tolist())):
         out[row, start : start + length] = gone[row, :length]
     return out
+
+
+def _settled(prompts: Prompts | Task, target: Target, asked: Asked) -> Target:
+    """What was asked of the whole input is asked of the others too: the top logit may change."""
+    return asked.weights.argmax(1) if target is None and not isinstance(prompts, Task) else target
 
 
 def _read(

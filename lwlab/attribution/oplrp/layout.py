@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pandas as pd
 
-from lwlab.attribution.oplrp.graph import Node, op
+from lwlab.attribution.oplrp.graph import Graph, Node, op
 from lwlab.attribution.oplrp.walk import Relevance
 
 
 def layout(walk: Relevance) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Nodes (x, y, operation, relevance, promised, live, step) and edges (x, y, x2, y2, live).
 
-    y is the longest way from the output; nodes of one depth stand side by side. `promised` says
-    for which nodes an operand had to be rebuilt, `path` how; `step` is the order of the walk.
+    y is the longest way from the output; nodes of one depth stand side by side, below their users.
+    `promised` says for which nodes an operand had to be rebuilt, `path` how; `step` is the order of
+    the walk.
     """
     graph = walk.graph
     depth: dict[Node, int] = {graph.root[0]: 0}
@@ -20,10 +21,7 @@ def layout(walk: Relevance) -> tuple[pd.DataFrame, pd.DataFrame]:
         for below, _ in node.next_functions:
             if below is not None:
                 depth[below] = max(depth.get(below, 0), depth[node] + 1)
-    rows: dict[int, list[Node]] = {}
-    for node in sorted(graph.nodes, key=lambda n: n not in graph.live):
-        rows.setdefault(depth[node], []).append(node)
-    x = {n: i - (len(row) - 1) / 2 for row in rows.values() for i, n in enumerate(row)}
+    x = _across(graph, depth)
     ways: dict[Node, list[str]] = {}
     for promise in walk.promises:
         ways.setdefault(promise.node, []).append(str(promise))
@@ -47,3 +45,23 @@ def layout(walk: Relevance) -> tuple[pd.DataFrame, pd.DataFrame]:
         if b is not None
     ]
     return nodes, pd.DataFrame(lines, columns=["x", "y", "x2", "y2", "live"])
+
+
+def _across(graph: Graph, depth: dict[Node, int]) -> dict[Node, float]:
+    """Each node below the middle of its users, operands spread out, at least 1 apart."""
+    rows: dict[int, list[Node]] = {}
+    for node in graph.nodes:
+        rows.setdefault(depth[node], []).append(node)
+    x: dict[Node, float] = {}
+    for y in sorted(rows):
+        wish = {}
+        for node in rows[y]:
+            ways = [
+                x[user] + k - (len(user.next_functions) - 1) / 2 for user, k in graph.users[node]
+            ]
+            wish[node] = sum(ways) / len(ways) if ways else 0.0
+        row = sorted(rows[y], key=lambda n: wish[n])
+        last = float("-inf")
+        for node in row:
+            x[node] = last = max(wish[node], last + 1)
+    return x

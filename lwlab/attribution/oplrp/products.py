@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lwlab.attribution.oplrp.graph import Node
+from lwlab.attribution.oplrp.graph import Node, op
 from lwlab.attribution.oplrp.ops import axes, linear_conv, pattern
 from lwlab.attribution.oplrp.step import Parts, Step, slopes, to
 from lwlab.errors import BadInput
@@ -53,10 +53,11 @@ def _fan(
     """
     if not gamma:
         return x * back(slope, x, w)
-    z, size = forward(x, w), forward(x.abs(), w.abs())
+    bare = w.abs()
+    z, size = forward(x, w), forward(x.abs(), bare)
     sign = torch.where(z < 0, -1.0, 1.0)
     slope = slope * z / s.stab(z + gamma / 2 * (z + sign * size))
-    own = x.abs() * back(sign * slope, x, w.abs())
+    own = x.abs() * back(sign * slope, x, bare)
     return (1 + gamma / 2) * x * back(slope, x, w) + gamma / 2 * own
 
 
@@ -125,8 +126,31 @@ def _soft(s: Step, scores: Tensor | None, p: Tensor, r: Tensor, dim: int) -> Ten
 def softmax(s: Step) -> Parts:
     """R_x = R, or x (R - s sum R)."""
     p = s.values.output(s.node).to(s.out.dtype)
-    x = s.need(0) if s.rules.softmax == "taylor" else None
+    x = _unmasked(s, p) if s.rules.softmax == "taylor" else None
     return [_soft(s, x, p, s.out, ops_axis(s.node))]
+
+
+def _unmasked(s: Step, p: Tensor) -> Tensor:
+    """What a softmax read; where a mask was added that the graph does not hold, without it.
+
+    Such a mask adds 0 to what is seen: then log p differs from the rest by one number a row, which
+    is checked.
+    """
+    try:
+        return s.need(0)
+    except BadInput:
+        below = s.node.next_functions[0][0]
+        sides = [e for e in below.next_functions if e[0] is not None]
+        if op(below) != "AddBackward0" or len(sides) != 1:
+            raise
+        x = s.values.output(*sides[0]).to(p.dtype).expand_as(p)
+        dim = ops_axis(s.node)
+        seen = p > 1e-5
+        shift = torch.where(seen, p.clamp(min=1e-5).log() - x, 0.0)
+        middle = shift.sum(dim, keepdim=True) / seen.sum(dim, keepdim=True).clamp(min=1)
+        if bool((torch.where(seen, shift - middle, 0.0).abs() > 1e-3 * (1 + x.abs().max())).any()):
+            raise
+        return x
 
 
 def ops_axis(node: Node) -> int:

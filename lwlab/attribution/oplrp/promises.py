@@ -110,9 +110,10 @@ class Values:
         value = self._find(node, i)
         if value is None:
             raise BadInput(
-                f"the output of {op(node)} cannot be rebuilt: it reads a constant that the graph "
-                "does not hold. Let that tensor require gradients, or run the forward pass inside "
-                "`recording()` and hand its values over"
+                f"the output of {op(node)} cannot be rebuilt: it, or what it reads, needs a "
+                "constant that the graph does not hold, or is an operation that cannot be run "
+                "again. Let weights and constants require gradients, or run the forward pass "
+                "inside `recording()` and hand its values over"
             )
         return value
 

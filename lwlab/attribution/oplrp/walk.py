@@ -66,7 +66,9 @@ def propagate(
     R starts as `start`, in the shape of `output` (default: 1, for an output that is one number).
     A node is processed once all its live consumers have delivered; its rule follows `rules` (the
     name of a set or a `Rules`). An input may lie between others: relevance is read off there and
-    flows on. Weights are constants: all relevance of a product with weights goes to its input.
+    flows on. Weights are constants: all relevance of a product with weights goes to its input. A
+    constant that the graph does not hold (a mask, a frozen bias: let it require gradients) takes
+    nothing of a sum.
 
     `unknown` says what happens at operations without a rule: "error" raises before the walk,
     naming them; "pass" hands their relevance on to the operand of the same shape; "stop" lets it
