@@ -8,14 +8,15 @@ text only from the first rounded layer on.
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from lwlab.bench.memory import trim
 from lwlab.errors import BadInput, UnknownName, suggest
 from lwlab.models.model import Model, Prompts
 from lwlab.quantization.calibrate import Moments
@@ -27,6 +28,7 @@ from lwlab.tracing.blocks import Blocks, capture, check_replayable, together
 
 WHOLE = 16  # weights as they are, counted as 16 bits each
 BASES = ("rtn", "gptq")
+SPILL = 256e6  # bytes of matrices beyond which originals wait on disk
 Key = tuple[int, str]
 
 
@@ -43,7 +45,8 @@ class Rounder:
     base "rtn" rounds to nearest; "gptq" runs GPTQ with `moments` (from `hessians`, of the model as
     it is) and keeps what it found for each width. `damp` is ten times GPTQ's usual, because a
     notebook calibrates on fewer tokens than a matrix has inputs. Use it as a context manager: the
-    model's lock is held, and the weights come back at the end.
+    model's lock is held, and the weights come back at the end. The originals of what is rounded are
+    kept in memory, or with `spill` in a temporary file (None: where the matrices exceed 256 MB).
 
     Raises BadInput for a base without what it needs, a group that does not divide, or layers that
     share weights; UnknownName for a base or module.
@@ -59,6 +62,7 @@ class Rounder:
         moments: Moments | None = None,
         modules: str | Iterable[str] | None = None,
         damp: float = 0.1,
+        spill: bool | None = None,
     ) -> None:
         if base not in BASES:
             raise UnknownName(f"no base quantiser {base!r}{suggest(base, BASES)}")
@@ -74,13 +78,16 @@ class Rounder:
             if m.weight.is_meta:
                 raise BadInput(f"layer {m.layer}, {m.name}: weights are not loaded (meta device)")
         self.now: dict[int, int] = {}
-        self._kept: dict[Key, torch.Tensor] = {}
-        self._free: dict[torch.Size, list[torch.Tensor]] = {}
+        size = sum(m.weight.nbytes for m in self.parts)
+        self.spill = size > SPILL if spill is None else spill
+        self._kept: dict[Key, torch.Tensor | None] = {}
+        self._file: Any = None
+        self._at: dict[Key, int] = {}
+        self._end = 0
         self._found: dict[tuple[int, str, int], torch.Tensor] = {}
         self._lock = contextlib.ExitStack()
 
     def __enter__(self) -> Rounder:
-        trim()  # a copy of all matrices may be needed: what is free goes back first
         self._lock.enter_context(lock(self.model))
         return self
 
@@ -88,7 +95,7 @@ class Rounder:
         try:
             self.set({})
         finally:
-            self._free.clear()
+            self._file, self._at, self._end = None, {}, 0
             self._lock.close()
 
     def set(self, bits: Mapping[int, int]) -> int:
@@ -110,33 +117,41 @@ class Rounder:
                     continue
                 w = m.weight
                 if b == WHOLE:
-                    w.copy_(old := self._kept.pop(key))
-                    self._free.setdefault(old.shape, []).append(old)
+                    w.copy_(self._original(key, w))
+                    del self._kept[key]
                     continue
                 if key not in self._kept:
-                    self._kept[key] = self._place(w).copy_(w)
-                w.copy_(self._rounded(key, b))
+                    self._keep(key, w)
+                w.copy_(self._rounded(key, self._original(key, w), b))
         self.now = wanted
         return min(wanted, default=self.model.n_layers)
 
-    def _place(self, w: torch.Tensor) -> torch.Tensor:
-        """Room for an original: in one block for all of them, which goes back to the system whole.
+    def _keep(self, key: Key, w: torch.Tensor) -> None:
+        if not self.spill:
+            self._kept[key] = w.clone()
+            return
+        if self._file is None:
+            self._file = self._lock.enter_context(tempfile.TemporaryFile(prefix="lwlab-weights-"))
+        if key not in self._at:
+            self._at[key], self._end = self._end, self._end + w.nbytes
+        self._file.seek(self._at[key])
+        self._file.write(w.contiguous().cpu().view(torch.uint8).numpy().data)
+        self._kept[key] = None
 
-        Room that became free is used first, so that only as much as is rounded is ever touched.
-        """
-        if not self._free:
-            same = [m.weight for m in self.parts if m.weight.dtype == w.dtype]
-            sizes = [x.numel() for x in same]
-            room = torch.empty(sum(sizes), dtype=w.dtype, device=w.device).split(sizes)
-            for x, part in zip(same, room):
-                self._free.setdefault(x.shape, []).append(part.view(x.shape))
-        free = self._free.get(w.shape)
-        return free.pop() if free and free[-1].dtype == w.dtype else torch.empty_like(w)
+    def _original(self, key: Key, w: torch.Tensor) -> torch.Tensor:
+        """The weights of a rounded matrix as they were; `w` says their shape, type and device."""
+        kept = self._kept[key]
+        if kept is not None:
+            return kept
+        assert self._file is not None
+        out = torch.empty(w.shape, dtype=w.dtype)
+        self._file.seek(self._at[key])
+        self._file.readinto(out.view(torch.uint8).numpy().data)
+        return out.to(w.device)
 
-    def _rounded(self, key: Key, bits: int) -> torch.Tensor:
+    def _rounded(self, key: Key, w: torch.Tensor, bits: int) -> torch.Tensor:
         from lwlab_kernels.quant import fake_quant
 
-        w = self._kept[key]
         if self.base == "gptq":
             found = self._found.get((*key, bits))
             if found is None:

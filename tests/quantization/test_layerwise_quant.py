@@ -199,6 +199,25 @@ def test_gptq_beneath(toy: Toy) -> None:
         lq.Rounder(model, 8, base="gptq")
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_originals_may_wait_on_disk(toy: Toy, name: str) -> None:
+    model = toy(name)
+    before = snapshot(model)
+    with lq.Rounder(model, 8) as rounder, torch.no_grad():
+        assert not rounder.spill
+        rounder.set({0: 2, 2: 3})
+        want = snapshot(model)
+    for _ in range(2):
+        with lq.Rounder(model, 8, spill=True) as rounder:
+            rounder.set({1: 4, 2: 2})
+            rounder.set({0: 2, 2: 3})
+            assert same(model, want)
+            rounder.set({2: 3})
+            rounder.set({0: 2, 2: 3})
+            assert same(model, want)
+        assert same(model, before)
+
+
 def test_weights_come_back_after_an_error(toy: Toy) -> None:
     model = toy("gpt2")
     before = snapshot(model)
