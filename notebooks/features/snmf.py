@@ -30,9 +30,9 @@
 #
 # **Cost** with SmolLM2-135M: under a minute on two CPU cores, 1.7 GB of memory. Any decoder with
 # MLP neurons will do: `lwlab run snmf -p model=gpt2`; an encoder too, for all but steering. Tried
-# besides: `all-minilm-l6` (an encoder; finding concepts, purity and the tree come out as here), and
-# `toys/char-gpt2`, which reads a word by its last letter and rightly fails the paper's claims. The
-# text tells what SmolLM2 does.
+# besides: `all-minilm-l6` (an encoder; finding concepts and the tree come out as here, but features
+# are no purer than neurons beyond noise), and `toys/char-gpt2`, which reads a word by its last letter
+# and rightly fails the paper's claims. The text tells what SmolLM2 does.
 
 # %% tags=["parameters"]
 from typing import Literal
