@@ -6,12 +6,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lwlab.normalization.freezing import fold, freeze, scales
     from lwlab.normalization.layers import CRMSNorm, FrozenNorm, RMSNorm
+    from lwlab.normalization.ln_removal import (
+        additivity,
+        costs,
+        direct_effects,
+        disagreement,
+        losses,
+        swaps,
+        twin,
+    )
     from lwlab.normalization.places import Norm, norms, untied, writers
     from lwlab.normalization.pre_rmsnorm import compare, convert, sgd_step, shifted, stream_mean
 
 _LAZY = {
+    **dict.fromkeys(("fold", "freeze", "scales"), "freezing"),
     **dict.fromkeys(("CRMSNorm", "FrozenNorm", "RMSNorm"), "layers"),
+    **dict.fromkeys(
+        ("additivity", "costs", "direct_effects", "disagreement", "losses", "swaps", "twin"),
+        "ln_removal",
+    ),
     **dict.fromkeys(("Norm", "norms", "untied", "writers"), "places"),
     **dict.fromkeys(("compare", "convert", "sgd_step", "shifted", "stream_mean"), "pre_rmsnorm"),
 }
@@ -21,12 +36,22 @@ __all__ = [
     "FrozenNorm",
     "Norm",
     "RMSNorm",
+    "additivity",
     "compare",
     "convert",
+    "costs",
+    "direct_effects",
+    "disagreement",
+    "fold",
+    "freeze",
+    "losses",
     "norms",
+    "scales",
     "sgd_step",
     "shifted",
     "stream_mean",
+    "swaps",
+    "twin",
     "untied",
     "writers",
 ]

@@ -1,4 +1,4 @@
-"""An instrument: add a constant to every coordinate of the stream, and see who notices."""
+"""Two instruments: lift the stream by a constant, and freeze norms one by one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import torch
 import xarray as xr
 from lwlab_widgets import HeatMap
 
-from lwlab.errors import BadInput
+from lwlab.errors import BadInput, UnknownName, suggest
 from lwlab.models.model import Model
+from lwlab.normalization.freezing import freeze
+from lwlab.normalization.ln_removal import losses
+from lwlab.normalization.places import norms
 from lwlab.normalization.pre_rmsnorm import shifted
 from lwlab.results import label, provenance
 
@@ -94,8 +97,120 @@ class ShiftPanel(ipywidgets.VBox):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         found = super()._repr_mimebundle_(**kwargs)
-        data, meta = found if isinstance(found, tuple) else (found or {}, {})
-        data = {k: v for k, v in data.items() if k != "text/html"}
-        data["text/plain"] = f"{self.map.static_text()} {self._text()}."
-        data["image/png"] = base64.b64encode(self.map.static_png()).decode()
-        return data, meta
+        return _static(found, self.map, self._text())
+
+
+class TogglePanel(ipywidgets.VBox):
+    """One switch a norm: pressed, it divides by a constant; the loss of every token follows.
+
+    The map shows the loss of each token of a text: as the model is, with the chosen norms frozen,
+    and, where one was given, of a model that was tuned without norms. A setting seen before comes
+    at once.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        text: str,
+        scales: xr.Dataset,
+        *,
+        reference: Model | None = None,
+        first: bool = False,
+    ) -> None:
+        """Open the panel; `scales` as measured by `scales()`, `first` as in `freeze`.
+
+        Raises BadInput for more than 40 norms (freeze those by name), and as `freeze` does.
+        """
+        names = [n.name for n in norms(model)]
+        if len(names) > 40:
+            raise BadInput(f"{model.name} has {len(names)} norms, too many switches: use freeze()")
+        self.model, self.text, self.scales, self.first = model, text, scales, first
+        self._seen: dict[frozenset[str], xr.DataArray] = {frozenset(): self._loss(model)}
+        self._reference = None if reference is None else self._loss(reference)
+        ids = model.tokens(text).ids[0].tolist()
+        self._words = [str(model.tokenizer.decode([i])) for i in ids[1:]]
+        self.switches = {
+            name: ipywidgets.ToggleButton(
+                value=False, description=name, tooltip=f"freeze the scale of {name}",
+                layout=ipywidgets.Layout(width="84px"),
+            )
+            for name in names
+        }  # fmt: skip
+        self.numbers = ipywidgets.HTML()
+        self.map = HeatMap(self._picture(), x="position", y="variant")
+        row = ipywidgets.Box(
+            [ipywidgets.Label("frozen"), *self.switches.values()],
+            layout=ipywidgets.Layout(flex_flow="row wrap"),
+        )
+        super().__init__([row, self.numbers, self.map])
+        for switch in self.switches.values():
+            switch.observe(lambda _: self._moved(), "value")
+        self._write()
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the norms whose switches are pressed."""
+        return tuple(k for k, s in self.switches.items() if s.value)
+
+    def set(self, **norms_: bool) -> TogglePanel:
+        """Press switches, as clicks do: `panel.set(**{"ln_f": True})`; raises UnknownName."""
+        for name, on in norms_.items():
+            if name not in self.switches:
+                raise UnknownName(f"no norm {name!r}{suggest(name, self.switches, limit=40)}")
+            self.switches[name].value = on
+        return self
+
+    def losses(self) -> xr.DataArray:
+        """Return the loss of each token with the chosen norms frozen, over (position)."""
+        key = frozenset(self.frozen)
+        if key not in self._seen:
+            view = freeze(self.model, self.scales, self.frozen, first=self.first, check=False)
+            self._seen[key] = self._loss(view)
+        return self._seen[key]
+
+    def _loss(self, model: Model) -> xr.DataArray:
+        return losses(model, self.text).isel(prompt=0)
+
+    def _rows(self) -> dict[str, xr.DataArray]:
+        rows = {"as it is": self._seen[frozenset()], "frozen": self.losses()}
+        return rows if self._reference is None else {**rows, "tuned without": self._reference}
+
+    def _picture(self) -> xr.DataArray:
+        rows = self._rows()
+        grid = [r.values for r in rows.values()]
+        coords = {
+            "variant": list(rows),
+            "position": rows["frozen"].position.values,
+            "position_str": (("position",), self._words),
+        }
+        n = len(self.frozen)
+        return label(
+            grid, ("variant", "position"), coords, units="nats", long_name="loss of the token",
+            **provenance(self.model, technique="ln-removal"),
+            title=f"Loss of each token, {n} of {len(self.switches)} norms frozen",
+        )  # fmt: skip
+
+    def _moved(self) -> None:
+        self.map.guard(lambda: self.map.update(self._picture()))
+        self._write()
+
+    def _text(self) -> str:
+        means = " · ".join(f"{k} {float(v.mean()):.3f}" for k, v in self._rows().items())
+        chosen = ", ".join(self.frozen) or "none"
+        return f"frozen: {chosen}. Mean loss in nats a token: {means}"
+
+    def _write(self) -> None:
+        self.numbers.value = self._text()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        found = super()._repr_mimebundle_(**kwargs)
+        return _static(found, self.map, self._text())
+
+
+def _static(found: Any, heat: HeatMap, text: str) -> Any:
+    """What a page without a kernel shows: the map as a picture, and the numbers in words."""
+    data, meta = found if isinstance(found, tuple) else (found or {}, {})
+    data = {k: v for k, v in data.items() if k != "text/html"}
+    data["text/plain"] = f"{heat.static_text()} {text}."
+    data["image/png"] = base64.b64encode(heat.static_png()).decode()
+    return data, meta

@@ -6,8 +6,6 @@ Found by running the model once: a norm counts if what it is given *is* the stre
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -161,26 +159,22 @@ def set_matrix(module: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> 
         module.nf, module.nx = out, into
 
 
-def gain(module: Any, width: int) -> torch.Tensor:
-    """The gain g of a norm, ones where it has none."""
-    g = getattr(module, "weight", None)
-    return torch.ones(width) if g is None else g.detach()
+def gain(module: Any, norm: Norm, width: int) -> torch.Tensor:
+    """The gain g of a norm: its weight, its weight + 1 (Gemma), or ones where it has none.
 
-
-def fold(module: nn.Module, norm: Norm, gain_: torch.Tensor, bias: torch.Tensor | None) -> None:
-    """Move a gain [d] and a bias [d] from behind `norm` into every matrix that reads it.
-
-    Raises BadInput when no matrix was seen to read the norm.
+    Raises BadInput where none of them gives what the norm computes.
     """
-    if not norm.readers:
-        raise BadInput(f"no matrix reads the norm {norm.name} directly, so nothing can be folded")
-    for path in norm.readers:
-        reader: Any = module.get_submodule(path)
-        w = matrix(reader)
-        b = None if reader.bias is None else reader.bias.data
-        if bias is not None:
-            b = w @ bias.to(w.dtype) + (0 if b is None else b)
-        set_matrix(reader, w * gain_.to(w.dtype), b)
+    weight, bias = (getattr(module, k, None) for k in ("weight", "bias"))
+    like = torch.zeros(width) if weight is None else weight.detach()
+    x = torch.linspace(-2.0, 3.0, width, device=like.device, dtype=like.dtype) ** 3
+    h = x - x.mean() if norm.kind == "LayerNorm" else x
+    h = h * torch.rsqrt(h.square().mean() + norm.eps)
+    with torch.no_grad():
+        y = module(x[None])[0] - (0 if bias is None else bias)
+    for g in (like + 1,) if weight is None else (like, like + 1):
+        if torch.allclose(h * g, y, rtol=1e-2, atol=1e-3 * float(y.abs().max())):
+            return g.clone()
+    raise BadInput(f"the norm {norm.name} ({type(module).__name__}) is of no kind known here")
 
 
 def copied(model: Model, dtype: torch.dtype | None = None, *, name: str | None = None) -> nn.Module:
@@ -203,11 +197,22 @@ def copied(model: Model, dtype: torch.dtype | None = None, *, name: str | None =
     return module.eval()
 
 
-def rewrapped(model: Model, module: nn.Module, suffix: str, d_model: int | None = None) -> Model:
+def shared(model: Model) -> nn.Module:
+    """A copy of the module's structure over the same weights, for other norms in old places."""
+    with lock(model.module):
+        own = [*model.module.parameters(), *model.module.buffers()]
+        return copy.deepcopy(model.module, {id(p): p for p in own}).eval()
+
+
+def rewrapped(
+    model: Model, module: nn.Module, suffix: str, d_model: int | None = None, *, check: bool = True
+) -> Model:
     """Make a Model of a changed copy, with the anatomy and tokenizer of the original."""
     anatomy = model.anatomy if d_model is None else replace(model.anatomy, d_model=d_model)
-    return wrap(module, anatomy, model.tokenizer, name=f"{model.name} {suffix}",
-                example=model.example)  # fmt: skip
+    return wrap(
+        module, anatomy, model.tokenizer, name=f"{model.name} {suffix}", example=model.example,
+        check=check,
+    )  # fmt: skip
 
 
 def untied(model: Model, dtype: torch.dtype | None = None) -> Model:
@@ -256,19 +261,14 @@ def _run(model: Model, x: Prompts) -> tuple[Seen, dict[str, torch.Tensor]]:
         if is_linear(m) or type(m).__name__.endswith("Norm")
     }  # fmt: skip
     args, inputs = engine.batch(model, x).fresh()
-    with lock(model.module), _hooked(wanted, note), torch.no_grad():
-        model.module(*args, **inputs)
+    with lock(model.module), torch.no_grad():
+        handles = [m.register_forward_hook(note(p)) for p, m in wanted.items()]
+        try:
+            model.module(*args, **inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
     return given, made
-
-
-@contextmanager
-def _hooked(modules: dict[str, nn.Module], note: Any) -> Iterator[None]:
-    handles = [m.register_forward_hook(note(p)) for p, m in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

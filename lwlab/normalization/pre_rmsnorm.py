@@ -236,12 +236,16 @@ def _compress(module: nn.Module, found: list[ns.Norm], paths: tuple[str, ...], w
     """Store the stream without its last coordinate, which is minus the sum of the others."""
     for norm in found:
         old: Any = module.get_submodule(norm.path)
-        bias = getattr(old, "bias", None)
-        ns.fold(module, norm, ns.gain(old, width), None if bias is None else bias.detach())
+        if not norm.readers:
+            raise BadInput(f"no matrix reads the norm {norm.name} directly: nothing to fold into")
+        g, bias = ns.gain(old, norm, width), getattr(old, "bias", None)
         for path in norm.readers:
             reader: Any = module.get_submodule(path)
             w = ns.matrix(reader)
             b = None if reader.bias is None else reader.bias.data
+            if bias is not None:
+                b = w @ bias.detach() + (0 if b is None else b)
+            w = w * g.to(w.dtype)
             ns.set_matrix(reader, w[:, :-1] - w[:, -1:], b)
         module.set_submodule(norm.path, CRMSNorm(norm.eps))
     for path in paths:

@@ -20,6 +20,7 @@ TABLE: dict[str, str | type[Recipe]] = {
     "arithmetic": "arithmetic:Arithmetic",
     "char-gpt2": "char_gpt2:CharGPT2",
     "char-llama": "char_llama:CharLlama",
+    "vit-digits": "vit_digits:ViTDigits",
     "char-gpt2-ln-free": "ln_free:LNFree",
     "char-gpt2-tuned": "ln_free:Tuned",
 }
