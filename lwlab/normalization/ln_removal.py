@@ -190,7 +190,7 @@ def swaps(
     Each clean prompt is a stretch of `length` tokens of a text; in its twin the token `back` places
     before the last is another one of that text. The answer is what `model` predicts after the
     clean prompt, the foil what it predicts after the twin, and only pairs where these differ are
-    taken. Raises BadInput where fewer than `n` are found in 40 n tries, or for sizes that cannot
+    taken. Raises BadInput where fewer than `n` are found in 200 n tries, or for sizes that cannot
     work.
     """
     if not 0 < back < length - 1 or n < 1:
@@ -203,7 +203,7 @@ def swaps(
     if not rows:
         raise BadInput(f"no text has {length} tokens")
     at, kept = length - 1 - back, []
-    for _ in range(40):
+    for _ in range(200):
         for _ in range(n):
             row = rows[int(torch.randint(len(rows), (1,), generator=g))]
             start = int(torch.randint(len(row) - length + 1, (1,), generator=g))
