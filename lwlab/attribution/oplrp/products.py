@@ -28,6 +28,11 @@ def _product(
         t = (r / s.stab(x @ w) if slope is None else slope) * _share(s)
         return [x * (t @ w.mT), w * (x.mT @ t)]
     s.parallel += float(r.double().sum())
+    if slope is None and live[0] and w.ndim == 2:
+        # Relevance often starts at one logit of very many: the other columns have nothing to give.
+        asked = r.flatten(0, -2).any(0)
+        if 2 * int(asked.sum()) < len(asked):
+            w, r = w[:, asked], r[..., asked]
     if slope is None:
         slope = r / s.stab(x @ w)
     if live[0]:
