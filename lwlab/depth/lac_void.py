@@ -145,16 +145,23 @@ def readout(model: Model, streams: torch.Tensor, active: torch.Tensor) -> torch.
 
 
 def control_losses(
-    model: Model, texts: str | Sequence[str], alpha: float | None = 0.8, *, seed: int = 0
+    model: Model,
+    texts: str | Sequence[str],
+    alpha: float | None = 0.8,
+    *,
+    draws: int = 4,
+    seed: int = 0,
 ) -> xr.Dataset:
     """Loss of readouts that know less than the rule does, at the rule's own usage.
 
-    `nll` (control, prompt): "rule"; "shuffled", each token with the cells of another of the text,
-    so that rates and exits stay what they are; "fixed exit", one block for all tokens, the rule's
-    mean exit rounded; "magnitude", |delta| in place of delta (its own usage); "last block", the
-    whole model; and `usage` (control, prompt). Raises as `void_losses`.
+    `nll` (control, prompt): "rule"; "shuffled", each token with the cells of another of the text
+    (mean of `draws`), so that rates and exits stay what they are; "fixed exit", one block for all
+    tokens, the rule's mean exit rounded; "magnitude", |delta| in place of delta (its own usage);
+    "last block", the whole model; and `usage` (control, prompt). Raises as `void_losses`.
     """
     check_rule(alpha)
+    if draws < 1:
+        raise BadInput(f"draws={draws}: one at least")
     tokens = _predicted(model, texts)
     rng = torch.Generator().manual_seed(seed)
     names = ["rule", "shuffled", "fixed exit", "magnitude", "last block"]
@@ -163,17 +170,21 @@ def control_losses(
         streams = _streams(model, one)
         norms = streams.float().norm(dim=-1)
         active, _ = decide(norms, alpha)
-        order = torch.randperm(active.shape[1], generator=rng).to(active.device)
         fixed = torch.zeros_like(active)
         fixed[: round(float(_last(active).float().mean())) + 1] = True
         cells = {
-            "rule": active, "shuffled": active[:, order],
+            "rule": active,
             "fixed exit": fixed, "magnitude": decide(norms, alpha, "magnitude")[0],
             "last block": torch.ones_like(active),
         }  # fmt: skip
+        others = [
+            active[:, torch.randperm(active.shape[1], generator=rng).to(active.device)]
+            for _ in range(draws)
+        ]
         for j, name in enumerate(names):
-            nll[j, i] = _nll(readout(model, streams, cells[name]), one.ids)
-            used[j, i] = cells[name].float().mean()
+            some = others if name == "shuffled" else [cells[name]]
+            losses = [_nll(readout(model, streams, c), one.ids) for c in some]
+            nll[j, i], used[j, i] = np.mean(losses), float(some[0].float().mean())
     coords = {"control": names}
     out = xr.Dataset({
         "nll": label(nll, ("control", "prompt"), coords).drop_attrs(),

@@ -73,21 +73,27 @@ def test_a_layer_that_shrinks_the_norm_is_void_and_the_second_compares_with_noth
     torch.testing.assert_close(lam, torch.tensor([0.0, 0.0, 1.5, 2.1]))
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-def test_the_readout_is_an_early_exit_and_leaves_the_model_alone(arch: str, toy: Any) -> None:
-    model = toy(arch)
+@pytest.mark.parametrize(("arch", "alpha", "layers"), [
+    *((a, 0.8, 0) for a in ARCHS), ("llama", 2.0, 6), ("gpt2", 2.0, 6),
+])  # fmt: skip
+def test_the_readout_is_an_early_exit_and_leaves_the_model_alone(
+    arch: str, alpha: float, layers: int, toy: Any
+) -> None:
+    model = deep(arch, layers) if layers else toy(arch)
     ids = model.tokens(TEXTS[0]).ids
     c = lw.cache(model, TEXTS[0], ["resid_pre", "resid_post"])
     h = np.concatenate([c.resid_pre.values[0, :1], c.resid_post.values[0]])
     exits = []
     for t in range(h.shape[1]):
-        cells = by_loop(np.linalg.norm(h[:, t].astype(np.float32), axis=-1).tolist(), 0.8)
+        cells = by_loop(np.linalg.norm(h[:, t].astype(np.float32), axis=-1).tolist(), alpha)
         exits.append(max((i + 1 for i, a in enumerate(cells) if a), default=0))
+    if layers:
+        assert min(exits) < layers - 1
     picked = torch.from_numpy(h[exits, np.arange(h.shape[1])])
     with torch.no_grad():
         want = model.unembed(picked)
         plain = model.module(ids)
-    with voided(model, 0.8) as passes:
+    with voided(model, alpha) as passes:
         out = model.module(ids)
     torch.testing.assert_close(out.logits[0], want, atol=1e-5, rtol=1e-5)
     assert (passes[0].exit[0] + 1).tolist() == exits
@@ -95,7 +101,7 @@ def test_the_readout_is_an_early_exit_and_leaves_the_model_alone(arch: str, toy:
         for a, b in zip(out.past_key_values.layers, plain.past_key_values.layers):
             assert torch.equal(a.keys, b.keys)
             assert torch.equal(a.values, b.values)
-    again = void_losses(model, TEXTS[0], [0.8], variants=["readout"])
+    again = void_losses(model, TEXTS[0], [alpha], variants=["readout"])
     nll = torch.nn.functional.cross_entropy(want[:-1], ids[0, 1:])
     assert float(again.nll.squeeze()) == pytest.approx(float(nll), abs=1e-5)
 
