@@ -515,14 +515,14 @@ for k in range(2, len(order) + 1, 2) if len(order) < 20 else ():
     print(f"{k} norms frozen ({', '.join(order[k - 2 : k])} last): {price:+.4f} nats")
 
 # %% jupyter={"source_hidden": true}
-# 2. The recipe's schedule is two numbers; sixty steps are enough to see it.
+# 2. The recipe's schedule is two numbers; forty steps are enough to see it.
 if model.startswith("toys/"):
 
     class AtOnce(toys.find(name)):
         first, gap = 20, 0
 
     made = AtOnce(seed)
-    for i in range(61):
+    for i in range(41):
         numbers = made.step(i)
         if "held_out" in numbers:
             slow = next(s["held_out"] for s in log["without"] if s["step"] == i)
