@@ -20,6 +20,8 @@ TABLE: dict[str, str | type[Recipe]] = {
     "arithmetic": "arithmetic:Arithmetic",
     "char-gpt2": "char_gpt2:CharGPT2",
     "char-llama": "char_llama:CharLlama",
+    "char-relu": "char_relu:CharRelu",
+    "char-relu-random": "char_relu:CharReluRandom",
     "vit-digits": "vit_digits:ViTDigits",
     "char-gpt2-ln-free": "ln_free:LNFree",
     "char-gpt2-tuned": "ln_free:Tuned",
