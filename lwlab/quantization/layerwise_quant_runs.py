@@ -131,7 +131,8 @@ class Rounder:
             self._kept[key] = w.clone()
             return
         if self._file is None:
-            self._file = self._lock.enter_context(tempfile.TemporaryFile(prefix="lwlab-weights-"))
+            file = tempfile.TemporaryFile(prefix="lwlab-weights-")  # noqa: SIM115 (closed in __exit__)
+            self._file = self._lock.enter_context(file)
         if key not in self._at:
             self._at[key], self._end = self._end, self._end + w.nbytes
         self._file.seek(self._at[key])
