@@ -86,12 +86,12 @@ def test_the_epsilon_rule_is_zennits_on_a_convolutional_network() -> None:
         "zennit.composites", reason="zennit needs torchvision, which is no dependency of lwlab"
     )
     from zennit.attribution import Gradient
+    from zennit.rules import Epsilon, Pass
+    from zennit.types import Activation, AvgPool, Linear
 
     net, x = cnn(), torch.randn(4, 1, 14, 14, generator=torch.Generator().manual_seed(1))
     start = torch.eye(3)[[0, 1, 2, 0]]
-    composite = zennit.LayerMapComposite(
-        [(zennit.Linear, zennit.Epsilon(1e-9)), (zennit.Activation, zennit.Pass())]
-    )
+    composite = zennit.LayerMapComposite([((Linear, AvgPool), Epsilon(1e-9)), (Activation, Pass())])
     with Gradient(net, composite) as attributor:
         _, theirs = attributor(x.clone().requires_grad_(), start)
     mine = dl.scores(pictured(cnn(), x), x, [0, 1, 2, 0], rules=dl.Rules(add="ratio"))
