@@ -221,7 +221,7 @@ def _timed(model: Model, prompt: int, new: int, seed: int) -> tuple[float, float
     def now() -> float:
         if on_cpu:
             return time.process_time()
-        torch.cuda.synchronize()
+        torch.accelerator.synchronize()
         return time.perf_counter()
 
     start = now()

@@ -55,9 +55,9 @@ def remove(model: Model, drop: Sequence[int | str], *, check: bool = True) -> Mo
     """
     gone = plan(model, drop)
     with lock(model):
-        _refuse_spread(model)
+        refuse_spread(model)
         tuples = _returns(model, gone)
-        module = _clone(model.module)
+        module = clone(model.module)
         _take_out(module, model.anatomy, gone, tuples)
     anatomy = _anatomy(model.anatomy, gone)
     name = f"{model.name} without {len(drop)} of its parts" if drop else model.name
@@ -231,7 +231,7 @@ def _renumber(blocks: nn.Module, config: Any, without: set[int]) -> None:
             )
 
 
-def _clone(module: nn.Module) -> nn.Module:
+def clone(module: nn.Module) -> nn.Module:
     """Copy the tree of modules and the config; share every tensor."""
     configs: dict[int, Any] = {}
     if hasattr(module, "config"):
@@ -259,7 +259,8 @@ def _clone(module: nn.Module) -> nn.Module:
     return of(module)
 
 
-def _refuse_spread(model: Model) -> None:
+def refuse_spread(model: Model) -> None:
+    """Raise BadInput where accelerate moves weights about: a copy would share its hooks."""
     if any("_hf_hook" in vars(m) for m in model.module.modules()):
         raise BadInput(
             f"{model.name} is spread over devices by accelerate; load it without device_map="

@@ -91,7 +91,7 @@ class Pass:
 
     def stacked(self, name: str) -> torch.Tensor:
         """One of the fields as a tensor, layers first."""
-        return torch.stack(getattr(self, name)).cpu()
+        return torch.stack([x.cpu() for x in getattr(self, name)])
 
     @property
     def exit(self) -> torch.Tensor:
@@ -144,8 +144,10 @@ def voided(
         state["x"] = x.clone()  # some blocks add in place
 
     def after(_m: Any, _args: Any, output: Any, layer: int) -> Any:
-        p, x, y = passes[-1], state["x"], engine.tensor_of(output)
-        delta = _norm(y) - p.norm[-1]
+        p, y = passes[-1], engine.tensor_of(output)
+        state.update({k: v.to(y.device) for k, v in state.items()})  # blocks may lie on several
+        x, before_it = state["x"], p.norm[-1].to(y.device)
+        delta = _norm(y) - before_it
         size = delta.abs() if rule == "magnitude" else delta
         lam = torch.zeros_like(size)
         if layer and alpha is not None:
@@ -161,7 +163,7 @@ def voided(
         p.turn.append(1 - torch.cosine_similarity(x.float(), y.float(), dim=-1))
         if variant == "skip":
             new = torch.where(active[..., None], y, x)
-            p.norm.append(torch.where(active, _norm(y), p.norm[-1]))
+            p.norm.append(torch.where(active, _norm(y), before_it))
             return _with(output, new)
         p.norm.append(_norm(y))
         state["read"] = torch.where(active[..., None], y, state["read"])
