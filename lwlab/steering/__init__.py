@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from lwlab.steering import lineas, repe_reasoning
+from lwlab.steering import examples, lineas, repe_reasoning
 from lwlab.steering.distance import quantiles, wasserstein
 from lwlab.steering.effects import Lists, doses, log_odds, losses, price
 
 __all__ = [
     "Lists",
     "doses",
+    "examples",
     "lineas",
     "log_odds",
     "losses",

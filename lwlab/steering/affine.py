@@ -24,8 +24,8 @@ Places = list[Address]
 def places(model: Model, site: str, layers: Iterable[int] | int | None) -> Places:
     """Return the addresses of `site` at `layers` (default: all), in forward order.
 
-    Raises UnknownName or MissingSite for a site, BadInput for a layer that the model does not have,
-    a layer named twice, or a site that is no vector at each position.
+    Raises UnknownName or MissingSite for a site, BadInput for a layer that the model does not have
+    or a site that is no vector at each position.
     """
     model.anatomy.require(site)
     if SITES[site].scope != "layer" or SITES[site].dims not in (
@@ -34,10 +34,7 @@ def places(model: Model, site: str, layers: Iterable[int] | int | None) -> Place
     ):
         raise BadInput(f"{site!r} is no vector at every position of a layer; take 'mlp_in'")
     given = layers if layers is None or isinstance(layers, int) else list(layers)
-    chosen = model.anatomy.layers(given)
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise BadInput(f"layers={given}: name at least one layer, each of them once")
-    return [Address(site, i) for i in sorted(chosen)]
+    return [Address(site, i) for i in sorted(set(model.anatomy.layers(given)))]
 
 
 def check_texts(model: Model, texts: Sequence[str], what: str, first: int) -> Tokens:
@@ -94,12 +91,12 @@ def apply(
 def result(
     model: Model, at: Places, scale: torch.Tensor, shift: torch.Tensor, **attrs: Any
 ) -> xr.Dataset:
-    """Label maps: `scale` = omega - 1 and `shift` = b, (layer, unit), with their site."""
+    """Label maps: `scale` = omega - 1 and `bias` = b, (layer, unit), with their site."""
     coords = {"layer": [a.layer for a in at]}
     out = xr.Dataset(
         {
             "scale": label(scale, ("layer", "unit"), coords).drop_attrs(),
-            "shift": label(shift, ("layer", "unit"), coords).drop_attrs(),
+            "bias": label(shift, ("layer", "unit"), coords).drop_attrs(),
         }
     )
     return out.assign_attrs(provenance(model, site=at[0].site, **attrs))
@@ -110,13 +107,13 @@ def edits(maps: xr.Dataset, strength: float = 1.0) -> Edits:
 
     Raises BadInput for a result that holds no maps, or a strength or maps that are not finite.
     """
-    if missing := {"scale", "shift"} - set(map(str, maps.data_vars)):
+    if missing := {"scale", "bias"} - set(map(str, maps.data_vars)):
         raise BadInput(f"these are no maps: {sorted(missing)} missing; take what `learn` returns")
     if not np.isfinite(strength):
         raise BadInput(f"strength={strength}: give a finite number, 0 (the base model) to 1")
-    if not (np.isfinite(maps["scale"].values).all() and np.isfinite(maps["shift"].values).all()):
+    if not (np.isfinite(maps["scale"].values).all() and np.isfinite(maps["bias"].values).all()):
         raise BadInput("the maps hold NaN or infinity")
-    scale, shift = (torch.as_tensor(maps[k].values) for k in ("scale", "shift"))
+    scale, shift = (torch.as_tensor(maps[k].values) for k in ("scale", "bias"))
     return {
         Address(str(maps.attrs["site"]), int(layer)): apply(scale[i], shift[i], strength)
         for i, layer in enumerate(maps["layer"].values)
@@ -125,6 +122,6 @@ def edits(maps: xr.Dataset, strength: float = 1.0) -> Edits:
 
 def moved(maps: xr.Dataset, above: float = 0.0) -> xr.DataArray:
     """How many units of each layer are not left alone: max(|omega - 1|, |b|) > above, (layer)."""
-    there = (np.abs(maps["scale"]) > above) | (np.abs(maps["shift"]) > above)
-    out: xr.DataArray = there.sum("unit")
+    there = (np.abs(maps["scale"]) > above) | (np.abs(maps["bias"]) > above)
+    out = label(there.values.sum(1), ("layer",), {"layer": maps["layer"].values})
     return out.rename("moved").assign_attrs({**maps.attrs, "long_name": "units moved"})

@@ -1,7 +1,7 @@
 """LinEAS: affine maps on activations, all learnt at once from one distributional loss.
 
 Each map moves its units one by one, T_l(z) = omega_l * z + b_l, at every token. For a text i,
-xi_l^i is the token mean of T_l(z_l) **with all maps active** (each sees what those below it do), and
+xi_l^i is the token mean of T_l(z_l) **with all maps active** (each sees what those below do), and
 eta_l^j that of a target text j with none. The loss is what is left between the two distributions,
 
     C = sum_l (1/d) sum_k W_2^2(xi_{l,k}, eta_{l,k}),
@@ -64,7 +64,7 @@ def learn(
     while |m| <= l1: nothing moves at all where l1 is above the largest `slopes`. Without penalties
     this is Adam. One forward and one backward a step, up to the last of `layers` (default: all).
 
-    Returns `scale` = omega - 1 and `shift` = b (layer, unit), `loss` = C (step), before each step
+    Returns `scale` = omega - 1 and `bias` = b (layer, unit), `loss` = C (step), before each step
     and after the last. `first`: tokens before it are not in the means (a first token with a massive
     activation would rule them); the maps act on every token. Raises BadInput for an empty class, a
     text without tokens from `first` on, layers that do not exist, or numbers out of range; Diverged
@@ -174,7 +174,7 @@ def slopes(
     site: str = SITE,
     first: int = 1,
 ) -> xr.Dataset:
-    """Gradient of C at the identity: `scale` and `shift` (layer, unit).
+    """Gradient of C at the identity: `scale` and `bias` (layer, unit).
 
     Its largest size is the l1 from which on `learn` leaves every map at the identity. Raises as
     `learn` does.
