@@ -8,6 +8,7 @@ from lwlab.attribution import (
     edges,
     exact,
     ig,
+    neuron_path,
     nodes,
     obsprop,
     oplrp,
@@ -19,5 +20,5 @@ from lwlab.attribution.pairs import COMPONENTS, Pair
 
 __all__ = [
     "COMPONENTS", "Pair", "af1", "agreement", "atp", "circuits", "dynamiclrp", "edges", "exact",
-    "gain", "ig", "nodes", "obsprop", "oplrp", "placebo", "relp",
+    "gain", "ig", "neuron_path", "nodes", "obsprop", "oplrp", "placebo", "relp",
 ]  # fmt: skip
