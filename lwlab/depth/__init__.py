@@ -25,13 +25,12 @@ from lwlab.depth.depth_efficiency import (
 )
 from lwlab.depth.lac_void import (
     activity,
-    control_losses,
-    phase_test,
     readout,
     usage,
     void_generate,
     void_losses,
 )
+from lwlab.depth.lac_void_controls import control_losses, phase_test
 from lwlab.depth.llm_drop import drop_order, importance, iterative_order
 from lwlab.depth.llm_drop_measure import drop_curve, footprint, single_losses, speed
 from lwlab.depth.removal import remove

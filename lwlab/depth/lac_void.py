@@ -68,7 +68,7 @@ def activity(
     out["exit"] = label(out_at, ("prompt", "position"), flat).drop_attrs()
     for name, title in (("turn", "1 - cos(in, out)"), ("delta", "change of the norm")):
         out[name].attrs["long_name"] = title
-    return out.assign_attrs(_told(model, alpha, rule, variant=variant, n=n))
+    return out.assign_attrs(told(model, alpha, rule, variant=variant, n=n))
 
 
 def usage(active: xr.DataArray, front: int = 0) -> xr.DataArray:
@@ -98,15 +98,15 @@ def void_losses(
     for alpha in alphas:
         for variant in variants:
             check_rule(alpha, rule, variant)
-    tokens = _predicted(model, texts)
+    tokens = predicted(model, texts)
     names = ("nll", "usage", "agreement", "exit")
     data = np.zeros((4, len(variants), len(alphas), len(tokens)))
     full = np.zeros(len(tokens))
     for i, one in enumerate(one_by_one(tokens)):
-        streams = _streams(model, one)
+        streams = streams_of(model, one)
         norms = streams.float().norm(dim=-1)
         whole = readout(model, streams, torch.ones_like(norms[1:], dtype=torch.bool))
-        full[i] = _nll(whole, one.ids)
+        full[i] = nll(whole, one.ids)
         best = whole.argmax(-1)
         for j, variant in enumerate(variants):
             for k, alpha in enumerate(alphas):
@@ -118,8 +118,8 @@ def void_losses(
                         logits = _read(model, one.ids)[0]
                     active = passes[0].stacked("active")[:, 0]
                 data[:, j, k, i] = (
-                    _nll(logits, one.ids), active.float().mean(),
-                    (logits.argmax(-1) == best).float().mean(), _last(active).float().mean(),
+                    nll(logits, one.ids), active.float().mean(),
+                    (logits.argmax(-1) == best).float().mean(), last(active).float().mean(),
                 )  # fmt: skip
     values = [np.nan if a is None else float(a) for a in alphas]
     coords = {"variant": list(variants), "alpha": values}
@@ -129,7 +129,7 @@ def void_losses(
     out["tokens"] = ("prompt", (tokens.lengths - 1).cpu().numpy())
     out["nll"].attrs.update(long_name="loss", unit="nats per token")
     out["usage"].attrs["long_name"] = "share of active cells"
-    return out.assign_attrs(_told(model, None, rule, n=len(tokens)))
+    return out.assign_attrs(told(model, None, rule, n=len(tokens)))
 
 
 def readout(model: Model, streams: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
@@ -138,59 +138,10 @@ def readout(model: Model, streams: torch.Tensor, active: torch.Tensor) -> torch.
     streams: h_0..h_L [L + 1, positions, d_model]; active [L, positions]. A token without an active
     block is read out at h_0. This is all that the paper's "skip" does.
     """
-    at = _last(active) + 1
+    at = last(active) + 1
     picked = streams[at.to(streams.device), torch.arange(streams.shape[1], device=streams.device)]
     with torch.no_grad():
         return model.unembed(picked).float()
-
-
-def control_losses(
-    model: Model,
-    texts: str | Sequence[str],
-    alpha: float | None = 0.8,
-    *,
-    draws: int = 4,
-    seed: int = 0,
-) -> xr.Dataset:
-    """Loss of readouts that know less than the rule does, at the rule's own usage.
-
-    `nll` (control, prompt): "rule"; "shuffled", each token with the cells of another of the text
-    (mean of `draws`), so that rates and exits stay what they are; "fixed exit", one block for all
-    tokens, the rule's mean exit rounded; "magnitude", |delta| in place of delta (its own usage);
-    "last block", the whole model; and `usage` (control, prompt). Raises as `void_losses`.
-    """
-    check_rule(alpha)
-    if draws < 1:
-        raise BadInput(f"draws={draws}: one at least")
-    tokens = _predicted(model, texts)
-    rng = torch.Generator().manual_seed(seed)
-    names = ["rule", "shuffled", "fixed exit", "magnitude", "last block"]
-    nll, used = np.zeros((2, len(names), len(tokens)))
-    for i, one in enumerate(one_by_one(tokens)):
-        streams = _streams(model, one)
-        norms = streams.float().norm(dim=-1)
-        active, _ = decide(norms, alpha)
-        fixed = torch.zeros_like(active)
-        fixed[: round(float(_last(active).float().mean())) + 1] = True
-        cells = {
-            "rule": active,
-            "fixed exit": fixed, "magnitude": decide(norms, alpha, "magnitude")[0],
-            "last block": torch.ones_like(active),
-        }  # fmt: skip
-        others = [
-            active[:, torch.randperm(active.shape[1], generator=rng).to(active.device)]
-            for _ in range(draws)
-        ]
-        for j, name in enumerate(names):
-            some = others if name == "shuffled" else [cells[name]]
-            losses = [_nll(readout(model, streams, c), one.ids) for c in some]
-            nll[j, i], used[j, i] = np.mean(losses), float(some[0].float().mean())
-    coords = {"control": names}
-    out = xr.Dataset({
-        "nll": label(nll, ("control", "prompt"), coords).drop_attrs(),
-        "usage": label(used, ("control", "prompt"), coords).drop_attrs(),
-    })  # fmt: skip
-    return out.assign_attrs(_told(model, alpha, "norm", n=len(tokens), seed=seed))
 
 
 def void_generate(
@@ -260,38 +211,16 @@ def void_generate(
         wrote.mean(("prompt", "step")),
     ]
     out["rate"] = xr.concat(rates, phase)
-    return out.assign_attrs(_told(model, alpha, rule, variant=variant, n=len(tokens), seed=seed))
+    return out.assign_attrs(told(model, alpha, rule, variant=variant, n=len(tokens), seed=seed))
 
 
-def phase_test(talk: xr.Dataset, *, draws: int = 4096, seed: int = 0) -> tuple[float, float]:
-    """Whether reading and writing use different layers: (distance, p), from `void_generate`.
-
-    With a_il the share of prompt i's tokens (position 0 left out) for which layer l is active while
-    reading, b_il while writing, the distance is mean_l |mean_i (a_il - b_il)|. Under the null the
-    phases of a prompt can be exchanged: p is the share of sign flips of the prompts' differences,
-    all of them up to 12 prompts, else `draws` random ones, whose distance is as large. Raises
-    BadInput for fewer than two prompts.
-    """
-    read = talk["prompt_active"].isel(position=slice(1, None)).mean("position")
-    wrote = talk["answer_active"].mean("step")
-    apart = (read - wrote).transpose("prompt", "layer").values
-    n = len(apart)
-    if n < 2:
-        raise BadInput("one prompt cannot tell phases from chance; give several")
-    if n <= 12:
-        signs = 1 - 2 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
-    else:
-        signs = np.random.default_rng(seed).choice([-1, 1], (draws, n))
-        signs[0] = 1
-    distances = np.abs(signs @ apart / n).mean(1)
-    return float(distances[0]), float((distances >= distances[0] * (1 - 1e-9)).mean())
-
-
-def _told(model: Model, alpha: float | None, rule: str, **more: Any) -> dict[str, Any]:
+def told(model: Model, alpha: float | None, rule: str, **more: Any) -> dict[str, Any]:
+    """Provenance of a result about voids."""
     return provenance(model, technique="void layers", paper=PAPER, alpha=alpha, rule=rule, **more)
 
 
-def _predicted(model: Model, texts: str | Sequence[str]) -> Tokens:
+def predicted(model: Model, texts: str | Sequence[str]) -> Tokens:
+    """Tokens of texts that have a loss; raise BadInput for one that has none."""
     check_model(model)
     tokens = model.tokens(texts)
     if int(tokens.lengths.min()) < 2:
@@ -299,14 +228,14 @@ def _predicted(model: Model, texts: str | Sequence[str]) -> Tokens:
     return tokens
 
 
-def _streams(model: Model, one: Tokens) -> torch.Tensor:
+def streams_of(model: Model, one: Tokens) -> torch.Tensor:
     """h_0..h_L [L + 1, positions, d_model] of one text."""
     at = [Address("resid_pre", 0), *(Address("resid_post", i) for i in range(model.n_layers))]
     values = engine.run(model, one, at, logits=None).values
     return torch.stack([values[a][0].to(model.device) for a in at])
 
 
-def _last(active: torch.Tensor) -> torch.Tensor:
+def last(active: torch.Tensor) -> torch.Tensor:
     """Last active block of every position, from active [L, positions]; -1 where there is none."""
     numbers = torch.arange(1, len(active) + 1, device=active.device)[:, None]
     return (active * numbers).amax(0) - 1
@@ -317,5 +246,6 @@ def _read(model: Model, ids: torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(getattr(out, "logits", out)).float()
 
 
-def _nll(logits: torch.Tensor, ids: torch.Tensor) -> float:
+def nll(logits: torch.Tensor, ids: torch.Tensor) -> float:
+    """Mean -log p of each next token of ids [1, T], in nats; logits [T, tokens]."""
     return float(F.cross_entropy(logits[:-1], ids[0, 1:].to(logits.device)))
