@@ -79,9 +79,7 @@ def losses(model: Model, texts: Sequence[str], edits: Edits | None = None) -> xr
 
 
 def _run(model: Model, data: engine.Batch, edits: Edits | None, logits: str) -> torch.Tensor:
-    work: list[Edit] = (
-        parse_edits(model.anatomy, edits, None, data.tokens) if edits else []  # type: ignore[arg-type]
-    )
+    work: list[Edit] = parse_edits(model.anatomy, edits, None, data.tokens) if edits else []
     with torch.no_grad():
         z = engine.run(model, data, (), work, logits=logits).logits
     if z is None:
