@@ -55,6 +55,7 @@ import torch
 import xarray as xr
 
 import lwlab as lw
+from lwlab.bench.memory import trim
 from lwlab.quantization import allocate, baq, error_table, hessians, matrices
 from lwlab.quantization import layerwise_quant as lq
 
@@ -270,6 +271,7 @@ beneath = xr.concat(
     xr.Variable("base", ["round to nearest", "GPTQ"]), combine_attrs="drop_conflicts",
 )  # fmt: skip
 del moments
+trim()
 np.exp(beneath.mean("prompt")).squeeze("k", drop=True).rename("perplexity").to_pandas().round(1)
 
 # %% [markdown]
@@ -302,16 +304,23 @@ print(f"64 columns: total loss x {gain:.3f}, each loses {losses_now.min():.4f}; 
 # %%
 middle = [i for i in range(L // 3, L // 3 + (2 if quick else 7)) if i < L]
 moments = hessians(net, calibration, layers=middle, skip=0)
-study = baq.study(net, moments, 3, ("uniform", "baq", "shuffled", "diagonal"), seed=seed)
-coarse = baq.study(net, moments, 2, ("uniform", "baq"), seed=seed)
-del moments
 outcome = {}
-for bits_, found in ((3, study), (2, coarse)):
+
+
+def measured(h: dict, rate: int, *allocations: str) -> baq.Study:
+    """A study, its losses noted, without the rounded weights: Binder has 2 GB."""
+    found = baq.study(net, h, rate, allocations, seed=seed)
     for name, weights in found.weights.items():
         with lq.installed(net, weights) as first:
-            outcome[bits_, name] = scorer.nll(first)
-del weights, found
-study, coarse = (replace(x, weights={}) for x in (study, coarse))
+            outcome[rate, name] = scorer.nll(first)
+    return replace(found, weights={})
+
+
+study = measured(moments, 3, "uniform", "baq", "shuffled", "diagonal")
+trim()
+coarse = measured(moments, 2, "uniform", "baq")
+del moments
+trim()
 gains = study.table.gain.assign_attrs(long_name="GM / AM", model=net.name)
 lw.charts.heatmap(
     gains, x="module", y="layer", title="What is left of the loss, foretold", height=90

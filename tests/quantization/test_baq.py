@@ -351,7 +351,7 @@ def test_the_sink_of_the_real_model_rests_on_few_columns(smollm2: lw.Model) -> N
     moments = hessians(smollm2, texts, layers=11, modules=["down_proj"], skip=0)
     table = baq.study(smollm2, moments, 3, modules="down_proj").table.squeeze()
     loss = {a: float(table.loss.sel(allocation=a)) for a in table.allocation.values}
-    assert float(table.gain) < 0.1
+    assert float(table.gain) < 0.2
     assert min(loss["uniform"], loss["shuffled"]) > 2 * loss["baq"]
     rates = table.rate
     assert abs(float(rates.sel(allocation="baq")) - 3) < 0.05
