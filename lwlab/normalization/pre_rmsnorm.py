@@ -194,8 +194,8 @@ def sgd_step(model: Model, prompts: Prompts, lr: float = 0.1, *, project: bool =
         if project:
             for path in paths:
                 writer: Any = module.get_submodule(path)
-                _project(writer, writer.weight.grad, getattr(writer.bias, "grad", None)
-                         if getattr(writer, "bias", None) is not None else None)  # fmt: skip
+                bias = getattr(writer, "bias", None)
+                _project(writer, writer.weight.grad, None if bias is None else bias.grad)
         for p in module.parameters():
             if p.grad is not None:
                 p.sub_(lr * p.grad)
