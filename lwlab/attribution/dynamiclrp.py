@@ -187,14 +187,19 @@ def _chunks(
 ) -> Iterator[tuple[Prompts | Task, Target]]:
     if size < 1:
         raise BadInput(f"batch_size={size}: it is the number of prompts run together, 1 or more")
-    many = isinstance(prompts, Task | list | tuple | Tensor) and not callable(target)
-    if not many or len(prompts) <= size:
+    if callable(target) or not isinstance(prompts, Task | list | tuple | Tensor):
         yield prompts, target
         return
-    for i in range(0, len(prompts), size):
+    every: Any = prompts
+    if isinstance(every, Tensor) and every.ndim < 2:
+        yield prompts, target  # refused, with the reason, by whoever reads it
+        return
+    for i in range(0, max(len(every), 1), size):
         rows = slice(i, i + size)
-        some = prompts.subset(rows) if isinstance(prompts, Task) else prompts[rows]
-        yield some, target if target is None or isinstance(target, int) else target[rows]
+        some = every.subset(rows) if isinstance(every, Task) else every[rows]
+        whole: Any = target
+        shared = whole is None or isinstance(whole, int | float) or len(whole) == 1
+        yield some, whole if shared else whole[rows]
 
 
 def _labelled(
