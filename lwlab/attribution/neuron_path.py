@@ -221,8 +221,12 @@ def intervene(
     answers: Sequence[int] | Tensor,
     paths: npt.ArrayLike,
     factor: float = 0.0,
+    *,
+    layers: Sequence[int] | int | None = None,
 ) -> xr.Dataset:
     """Multiply the neurons of each example's path by `factor` (0 removes, 2 amplifies).
+
+    With `layers` only those of some layers.
 
     `paths` is [example, layer]. Returns over (example): `base` and `after`, the probability of the
     answer, and `right`, whether the answer still wins. Raises BadInput for paths of another shape
@@ -238,7 +242,7 @@ def intervene(
         )
     column = torch.full((n, 1), known.column)
     edits = []
-    for k in range(model.n_layers):
+    for k in model.anatomy.layers(layers):
         mask = torch.ones(n, 1, width).scatter(2, units[:, None, k : k + 1], factor)
 
         def times(part: Tensor, mask: Tensor = mask) -> Tensor:

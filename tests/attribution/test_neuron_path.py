@@ -120,6 +120,11 @@ def test_intervening_is_the_multiplication_it_says(vit, pictures):
     assert np.allclose(same.after, same.base, atol=1e-7)
     paths = found.unit.values.copy()
     got = neuron_path.intervene(vit, pictures, ANSWERS, paths, 3.0)
+    one = neuron_path.intervene(vit, pictures, ANSWERS, paths, 3.0, layers=[0, 1, 2])
+    assert np.allclose(one.after, got.after)
+    assert not np.allclose(
+        neuron_path.intervene(vit, pictures, ANSWERS, paths, 3.0, layers=1).after, got.after
+    )
     hooks = []
     for k, layer in enumerate(vit.module.vit.layers):
 
