@@ -122,6 +122,6 @@ def edits(maps: xr.Dataset, strength: float = 1.0) -> Edits:
 
 def moved(maps: xr.Dataset, above: float = 0.0) -> xr.DataArray:
     """How many units of each layer are not left alone: max(|omega - 1|, |b|) > above, (layer)."""
-    there = (np.abs(maps["scale"]) > above) | (np.abs(maps["bias"]) > above)
-    out = label(there.values.sum(1), ("layer",), {"layer": maps["layer"].values})
+    sizes = np.maximum(abs(maps["scale"].values), abs(maps["bias"].values))
+    out = label((sizes > above).sum(1), ("layer",), {"layer": maps["layer"].values})
     return out.rename("moved").assign_attrs({**maps.attrs, "long_name": "units moved"})

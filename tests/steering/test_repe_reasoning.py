@@ -13,7 +13,7 @@ from sklearn.decomposition import TruncatedSVD
 
 import lwlab as lw
 from lwlab.errors import BadInput, UnknownName
-from lwlab.steering import Lists, doses, log_odds, losses, price
+from lwlab.steering import Lists, doses, examples, log_odds, losses, price
 from lwlab.steering import repe_reasoning as rr
 
 GOOD = ["Mary and John went to the store", "the king was in France", "Mary gave a book to John"]
@@ -193,3 +193,31 @@ def test_what_cannot_work_is_refused(toy: Toy) -> None:
         log_odds(model, Lists(("the man",), ("king",), ("king",)))
     with pytest.raises(BadInput, match="one token"):
         losses(model, ["Mary"])
+
+
+def test_questions_hold_the_same_words_in_both_classes(toy: Toy) -> None:
+    asked = examples.Questions(("hot cold, big", "hot cold, up"), (" small", " down"))
+    assert asked.answered() == ["hot cold, big small", "hot cold, up down"]
+    assert asked.mistaken() == ["hot cold, big down", "hot cold, up small"]
+    assert asked.choices == (" down", " small")
+    assert asked.part(1, 2).prompts == ("hot cold, up",)
+    with pytest.raises(BadInput, match="words"):
+        examples.opposites(toy("llama"), 36)
+
+
+def test_moods_and_sides_share_no_text_and_no_word_of_class() -> None:
+    for made in (examples.moods(8), examples.sides(lw.tasks.concept("sentiment", 64), 8)):
+        texts = [*made.source, *made.target, *made.held_source, *made.held_target]
+        assert len(texts) == len(set(texts)) == 32
+    pairs = zip(made.source, made.target)
+    assert all(a.split()[:-1] == b.split()[:-1] and a != b for a, b in pairs)
+    ends = [{t.split()[-1] for t in part} for part in (made.source, made.held_source)]
+    assert not ends[0] & ends[1]
+    kept = made.unseen(examples.Lists(("a",), ("zebra", made.target[0].split()[-1][:-1]), ("x",)))
+    assert kept.wanted == ("zebra",)
+    with pytest.raises(BadInput, match="1 to 8"):
+        examples.moods(9)
+    with pytest.raises(BadInput, match="smaller n"):
+        examples.sides(lw.tasks.concept("sentiment", 16), 8)
+    with pytest.raises(BadInput, match="every word"):
+        made.unseen(examples.Lists(("a",), (made.target[0].split()[1],), ("x",)))
