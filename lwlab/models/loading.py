@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lwlab.errors import BadInput
-from lwlab.models import build, discover, far, layouts, memory
+from lwlab.models import build, discover, far, kept, layouts, memory
 from lwlab.models.accept import accept
 from lwlab.models.anatomy import Anatomy
 from lwlab.models.model import Model, Prompts
@@ -114,7 +114,7 @@ def anatomy_of(module: nn.Module, stack: str | None = None) -> Anatomy:
     config = getattr(module, "config", None)
     layout = layouts.find(getattr(config, "model_type", "") or "")
     if layout is not None:
-        return build.from_layout(module, layout, stack)
+        return kept.adapt(build.from_layout(module, layout, stack), kept.kept(config))
     return discover.by_structure(module)
 
 
@@ -138,7 +138,7 @@ def _model(
     if stack and anatomy.kind != "encoder-decoder":
         raise BadInput(f"{name} has one stack of blocks, so leave stack= out")
     anatomy.check_paths(module)
-    if not pattern.prepare(module, anatomy):
+    if not pattern.prepare(module, anatomy) and "attn_pattern" in anatomy.taps:
         anatomy = anatomy.without("attn_pattern", "its attention is not transformers' own")
     nn_ = _nnsight.wrap(module, tokenizer)
     model = Model(name, module, nn_, anatomy, tokenizer, checksum, source, example=example)
@@ -205,6 +205,14 @@ def _transformers(local: Any, dtype: torch.dtype, device_map: Any) -> tuple[nn.M
 
     config = tf.AutoConfig.from_pretrained(local.path)
     kwargs = {} if device_map is None else {"device_map": device_map}
+    if kept.kept(config):  # transformers gives every layer the same width
+        from lwlab.pruning import stored
+
+        if device_map is not None:
+            raise BadInput(f"{local.name} is pruned; load it without device_map=")
+        with _BUILDING:
+            module = stored.read(local.path, config, auto_class(config), dtype)
+        return module, tokenizer_at(local.path)
     with _BUILDING, quiet():
         module = auto_class(config).from_pretrained(local.path, dtype=dtype, **kwargs)
     return module, None if local.kind == "vision" else tokenizer_at(local.path)
