@@ -80,17 +80,19 @@ def add(s: Step) -> Parts:
     if len(edges) == 1 or missing:
         only = 0 if 0 not in missing else 1
         whole: Tensor | None = s.out
+        rest: Tensor | None = None  # what the constant takes
         x = s.operand(only) if s.rules.add == "ratio" else None
         if x is not None:
             z = s.values.maybe(s.node)
             sign = -1.0 if op(s.node) != "AddBackward0" and only == len(edges) - 1 else 1.0
             sign *= float(s.node._saved_alpha) if only == 1 else 1.0
-            whole = s.out if z is None else s.out * sign * x / s.stab(z.to(x.dtype))
-            whole = to(whole, x)
+            share = s.out if z is None else s.out * sign * x / s.stab(z.to(x.dtype))
+            rest = s.out - share
+            whole = to(share, x)
         else:
             shape = edges[only][0]._input_metadata[edges[only][1]].shape
             whole = s.out.sum_to_size(tuple(shape)) if tuple(shape) != s.out.shape else s.out
-        return [whole if k == only else None for k in range(len(edges))]
+        return [whole if k == only else rest for k in range(len(edges))]
     sign = -1.0 if op(s.node) == "SubBackward0" else 1.0
     a, b = s.need(0), s.need(1)
     wa, wb = s.split([a, b * (sign * s.node._saved_alpha)])
