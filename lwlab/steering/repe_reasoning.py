@@ -150,10 +150,15 @@ def sweep(
     over the whole vocabulary; `entropy` in nats; `right` and `wrong`, the probability of the right
     answer and of the other choices; `said`, the number of the choice. Raises BadInput for words of
     several tokens, answers that are no choice, numbers that differ, or a model whose blocks cannot
-    be run one by one; and as `edits` does.
+    be run one by one; and as `edits` does. A vector with the dimension `draw` (see `random_like`)
+    gives results with it, from one opening of the prompts.
     """
     ids, gold = _choices(model, prompts, answers, choices)
-    pushes = [_push(vector, layer, float(alpha)) for alpha in alphas]
+    many = "draw" in vector.dims
+    each = [vector.isel(draw=i) for i in range(vector.sizes["draw"])] if many else [vector]
+    pushes = [_push(c, layer, float(alpha)) for c in each for alpha in alphas]
+    if not pushes:
+        raise BadInput("alphas is empty: give at least one strength")
     opened = _Opened(model, prompts, layer)
     base = opened.logits(lambda h: h)
     rows: dict[str, list[torch.Tensor]] = {}
@@ -170,16 +175,16 @@ def sweep(
         }  # fmt: skip
         for key, value in found.items():
             rows.setdefault(key, []).append(value)
-    if not rows:
-        raise BadInput("alphas is empty: give at least one strength")
-    coords = {"alpha": list(map(float, alphas))}
+    shape = (len(each), len(alphas), len(prompts))
+    coords = {"draw": range(len(each)), "alpha": list(map(float, alphas))}
     out = xr.Dataset(
         {
-            k: label(torch.stack(v), ("alpha", "prompt"), coords).drop_attrs()
+            k: label(torch.stack(v).view(shape), ("draw", "alpha", "prompt"), coords).drop_attrs()
             for k, v in rows.items()
         },
         coords={"choice": list(choices), "gold": ("prompt", gold.numpy())},
     )
+    out = out if many else out.isel(draw=0, drop=True)
     return out.assign_attrs(
         provenance(model, technique="repe-reasoning", paper=PAPER, layer=layer, n=len(prompts))
     )

@@ -100,6 +100,12 @@ def test_random_vectors_are_as_long_and_differ(toy: Toy) -> None:
     )
     assert float(abs(noise[0] - noise[1]).max()) > 0
     assert bool((rr.random_like(v, 4, seed=1) == noise).all())
+    args = (["the man had a", "the woman"], WORDS[:2], WORDS)
+    many = rr.sweep(toy("llama"), *args, noise, 1, [0.0, 0.5])
+    for i in range(4):
+        one = rr.sweep(toy("llama"), *args, noise.isel(draw=i), 1, [0.0, 0.5])
+        assert bool((one.kl == many.kl.isel(draw=i)).all())
+        assert float(one.kl[1].max()) > 0
 
 
 def test_alpha_is_chosen_where_it_is_not_tested() -> None:
