@@ -371,7 +371,7 @@ def test_bad_texts_choices_and_lengths() -> None:
         c.cut(reading, kept[:, :10])
     with pytest.raises(BadInput, match="layer 1 would keep no key"):
         c.cut(reading, kept.where(kept.layer != 1, False))
-    with pytest.raises(BadInput, match="more than the 64"):
+    with pytest.raises(BadInput, match="more than llama reads, 64"):
         e.write(reading, kept, 60)
     with pytest.raises(BadInput, match="N at least 2"):
         e.losses(reading, kept, ids(1))
@@ -383,3 +383,26 @@ def test_bad_texts_choices_and_lengths() -> None:
         e.study([reading], [], {"prefixkv": [0.5]})
     with pytest.raises(BadInput, match="batch=0"):
         e.speed(reading, {"full": None}, batch=0)
+
+
+def test_the_board_runs_the_model_on_the_cache_it_shows() -> None:
+    from lwlab.attention.prefixkv_board import CacheBoard
+
+    net = toy("llama")
+    words = [" ".join(np.random.default_rng(i).permutation(toys.WORDS)[:30]) for i in range(6)]
+    [stack] = e.haystacks(net, words, 1, tokens=40, following=6, needles=0)
+    reading = c.read(net, stack.context)
+    board = CacheBoard(reading, stack, 0.5)
+    loss = float(e.losses(reading, p.keep(reading.scores, 0.5), stack.following).mean())
+    assert f"loss {loss:.2f}" in board.text
+    before = board.picture.value
+    board.show(technique="recency", budget=0.3)
+    assert "recency at 30%" in board.answer.value
+    assert board.picture.value != before
+    data, _ = board._repr_mimebundle_()
+    assert data["text/plain"] == board.text
+    assert data["image/png"].startswith("iVBOR")
+    with pytest.raises(BadInput, match="share of the context"):
+        board.show(budget=2)
+    board._budget.min, board._budget.value = 0.01, 0.01  # as a slider might: said, not raised
+    assert 'role="alert"' in board.answer.value
