@@ -54,10 +54,10 @@ def test_a_new_notebook_has_every_part_and_is_not_yet_fit(root: Path) -> None:
 
 
 def test_a_new_family_gets_its_package_and_the_step_that_lists_it(root: Path) -> None:
-    started = scaffold("merging/wings-of-mine", title="Mine", arxiv="2601.00001", root=root)
-    assert (root / "lwlab/merging/__init__.py").read_text() == '"""Merging."""\n'
-    assert any("Add 'merging' to the modules" in step for step in started.steps)
-    assert "(arXiv:2601.00001)" in (root / "lwlab/merging/wings_of_mine.py").read_text()
+    started = scaffold("beyond/wings-of-mine", title="Mine", arxiv="2601.00001", root=root)
+    assert (root / "lwlab/beyond/__init__.py").read_text() == '"""Beyond."""\n'
+    assert any("Add 'beyond' to the modules" in step for step in started.steps)
+    assert "(arXiv:2601.00001)" in (root / "lwlab/beyond/wings_of_mine.py").read_text()
 
 
 def test_an_unsure_preprint_is_pointed_out(root: Path) -> None:
