@@ -39,7 +39,7 @@ from typing import Literal
 
 model: str = "smollm2-135m"  # a name from `lwlab models`, a Hugging Face id or a folder
 profile: Literal["quick", "full"] = "quick"  # quick is what CI runs; full takes more of everything
-n: int = 6  # texts to score
+n: int = 4  # texts to score
 tokens: int = 40  # of each text
 group: int = 64  # inputs that share a scale; halved until it divides every matrix
 draws: int = 5  # random orders
