@@ -41,7 +41,7 @@ model: str = "smollm2-135m"  # a gated model: a zoo name, a Hugging Face id or a
 lazy: str = "char-relu"  # a ReLU transformer of lwlab.models.toys, kept at several steps
 lazy_random: str = "char-relu-random"  # the same on random labels
 profile: Literal["quick", "full"] = "quick"  # quick is what CI runs; full reads more text
-length: int = 96  # tokens of a text to calibrate on; two thirds of that to test on
+length: int = 96  # tokens of a text to calibrate on; half of that to test on
 seed: int = 0
 
 # %%
@@ -200,6 +200,8 @@ depth.rename("share not nought").lw.profile(
 )  # fmt: skip
 
 # %% [markdown]
+# Noise leaves as many units at nought as a photograph: it is the network, not the picture.
+#
 # **Two layers on digits.** The paper says that width, labels and depth do not matter. On small data
 # with one hidden layer they do. All by Adam, 40 epochs (random labels: 150):
 
@@ -264,21 +266,25 @@ print("spread of U_i in the first and the last layer (0 would make CHESS the sam
 print(cal.spread.values[[0, -1]].round(2))
 
 # %%
-reading = {"max_tokens": length * 2 // 3, "seed": seed}
-three = cal.limit.sel(rule=["cats", "chess", "oracle"], sparsity=[0.5, 0.7])
-cut = losses(net, held_out, three, **reading)
-blind = losses(net, held_out, cal.limit.sel(rule=["random"], sparsity=[0.5]), **reading)
+reading = {"max_tokens": length // 2, "seed": seed}
+cut = losses(net, held_out, cal.limit.sel(sparsity=[0.5, 0.7]), **reading)
 more = (cut.nll - cut.dense).mean("prompt")
-more_blind = float((blind.nll - blind.dense).mean())
-print(f"dense: {float(cut.dense.mean()):.3f} nats a token; random half: {more_blind:+.2f}")
+print(f"dense: {float(cut.dense.mean()):.3f} nats a token; with neurons left out:")
+print(more.to_pandas().map("{:+.3f}".format).to_string())
+gap = cut.nll.sel(rule="cats") - cut.nll.sel(rule="chess")
+half = lw.stats.bootstrap(gap.sel(sparsity=0.5).values, seed=seed)
+print(f"CATS less CHESS at 0.5: {half.mean:+.3f} [{half.low:+.3f}, {half.high:+.3f}]")
 origin = xr.zeros_like(more.isel(sparsity=[0])).assign_coords(sparsity=[0.0])
-curve = xr.concat([origin, more], "sparsity")
-curve.rename("loss increase, nats a token").lw.profile(
+curve = xr.concat([origin, more], "sparsity").sel(rule=["cats", "chess", "oracle"])
+curve.rename("loss increase").lw.profile(
     x="sparsity", series="rule", width=400, height=220, title="Loss against sparsity",
-    subtitle=f"{model}, all layers; {len(held_out)} held-out texts",
+    subtitle=f"{model}, all layers; {len(held_out)} held-out texts; random is far above",
 )  # fmt: skip
 
 # %% [markdown]
+# At a sparsity of 0.5 a few hundred tokens do not tell CHESS from CATS reliably (see the interval);
+# at 0.7 they do. What the oracle still saves is the price of not knowing $u$.
+#
 # ### Time, not FLOPs
 #
 # A neuron left out saves time only if its weights are not read. Three ways of running all MLPs on
@@ -286,11 +292,11 @@ curve.rename("loss increase, nats a token").lw.profile(
 
 # %%
 limit = cal.limit.sel(rule="chess", drop=True)
-times = mlp_times(net, held_out[0], limit, tokens=3, rounds=5)
-table = (times.seconds * 1e3).to_pandas().round(1).add_suffix(", ms a token")
+times = mlp_times(net, held_out[0], limit, tokens=2, rounds=5)
+table = (times.seconds * 1e3).to_pandas().round(1).add_suffix(", ms")
 gain = times.rounds.sel(way="dense") / times.rounds.sel(way="kernel")
-table["neurons used"] = times.active.values.round(2)
-table["kernel, times faster"] = gain.median("round").values.round(2)
+table["used"] = times.active.values.round(2)
+table["kernel gains"] = gain.median("round").values.round(2)
 table
 
 # %%
@@ -390,7 +396,7 @@ lw.claim(
 
 # %%
 lw.claim(
-    "chess.kernel-is-the-mask", kind="exact", expect="< 1e-3", n=3 * net.n_layers, model=net,
+    "chess.kernel-is-the-mask", kind="exact", expect="< 1e-3", n=2 * net.n_layers, model=net,
     measured=float(times.error.sel(way=["kernel", "indexing"]).max()),
     statement="kernel and indexing compute the masked MLP (largest error over largest y)",
 )  # fmt: skip
@@ -500,16 +506,13 @@ lw.claim(
 )  # fmt: skip
 
 # %%
-gap = (cut.nll.sel(rule="cats") - cut.nll.sel(rule="chess")).to_dataset("sparsity")
-for q, verdict in ((0.7, yes), (0.5, None)):
-    e = lw.stats.bootstrap(gap[q].values, seed=seed)
-    lw.claim(
-        f"chess.beats-cats-{round(100 * q)}", kind="paper", paper=chess, measured=e.mean,
-        expect=">= 0.03", interval=(e.low, e.high), n=len(held_out), seed=seed, model=net,
-        pinned=None if verdict is None else pin_net(verdict), unit="nats a token",
-        statement=f"a threshold a channel loses less than one a layer, at sparsity {q}",
-        note="" if verdict else "a few hundred tokens do not decide this; hence no pin",
-    )  # fmt: skip
+ahead = lw.stats.bootstrap(gap.sel(sparsity=0.7).values, seed=seed)
+lw.claim(
+    "chess.beats-cats", kind="paper", paper=chess, measured=ahead.mean, expect=">= 0.03",
+    interval=(ahead.low, ahead.high), n=len(held_out), seed=seed, model=net, pinned=pin_net(yes),
+    statement="a threshold a channel loses less than one a layer, at sparsity 0.7",
+    unit="nats a token",
+)  # fmt: skip
 
 # %%
 off = np.abs(cut.left_out.mean("layer").sel(rule=["cats", "chess"]) - cut.sparsity)
@@ -520,11 +523,11 @@ lw.claim(
 )  # fmt: skip
 
 # %%
-order = [float(more.sel(rule=r, sparsity=0.7)) for r in ("oracle", "chess", "cats")]
+order = more.sel(rule=["oracle", "chess", "cats", "random"], sparsity=0.7)
 lw.claim(
-    "chess.order", kind="paper", paper="control", measured=min(np.diff([*order, more_blind])),
+    "chess.order", kind="paper", paper="control", measured=float(order.diff("rule").min()),
     expect="> 0", n=len(held_out), seed=seed, model=net, pinned=pin_net(yes),
-    statement="oracle, CHESS, CATS (at 0.7), random (at 0.5): each loses more than the one before",
+    statement="at 0.7 oracle, CHESS, CATS, random: each loses more than the one before (least gap)",
     unit="nats a token",
 )  # fmt: skip
 
@@ -537,16 +540,9 @@ lw.claim(
     statement="at sparsity 0.9 the kernel beats the dense MLPs (median of rounds; least and most)",
 )  # fmt: skip
 
-# %%
-lw.claim(
-    "chess.whole-step", kind="paper", paper=chess, expect=">= 1.27", n=len(ratio), model=net,
-    measured=float(np.median(ratio)), interval=(float(ratio.min()), float(ratio.max())),
-    statement="decoding at sparsity 0.5 is 1.27 times faster in all (the paper's best case)",
-    unit="times", note="this machine's time, in this minute: not pinned",
-)  # fmt: skip
-
 # %% [markdown]
-# Not measured here: downstream accuracy, calibration and corrupted inputs (top-k), and CHESS's
+# No claim: the paper's 1.27 times for a whole decoding step. It is printed above, and on a busy
+# machine it is noise. Not measured here: downstream accuracy, calibration and corrupted inputs (top-k), and CHESS's
 # thresholds inside attention. Tried beside SmolLM2: `toys/char-llama`, where the rules hardly differ
 # (its $U_i$ are nearly alike) and where the weights fit into the processor's cache, so that skipping
 # them saves nothing.
@@ -568,8 +564,7 @@ print((tried.nll - tried.dense).mean("prompt").to_pandas().round(3))
 
 # %% jupyter={"source_hidden": true}
 # 2. Layers it lacks stay whole.
-half = net.n_layers // 2
-for where, part in (("first half", slice(0, half)), ("last half", slice(half, None))):
+for where, part in (("first half", slice(0, middle)), ("last half", slice(middle, None))):
     only = cal.limit.sel(rule=["chess"], sparsity=[0.7]).isel(layer=part)
     tried = losses(net, held_out[:2], only, **reading)
     print(f"{where}: {float((tried.nll - tried.dense).mean()):+.3f} nats a token")
