@@ -60,10 +60,10 @@ from lwlab.steering import repe_reasoning as repe
 lw.charts.enable()
 net = lw.load(model)
 L, quick = net.n_layers, profile == "quick"
-layers = list(range(2, 2 * L // 3 + 1, 3)) if quick and L > 6 else list(range(L))
+layers = list(range(2, L - 1, 3)) if quick and L > 6 else list(range(L))
 texts = examples.moods(n)
 lists = texts.unseen(examples.FEELING)
-prose = lw.tasks.corpus("pydoc", n=8, tokens=24, model=net, seed=seed)
+prose = lw.tasks.corpus("pydoc", n=6, tokens=20, model=net, seed=seed)
 print(f"{net}\nmaps in {len(layers)} layers: {layers}")
 pd.DataFrame({"source: sullen": texts.source, "target: cheerful": texts.target})
 
@@ -159,8 +159,9 @@ closed = {
 }
 at = L // 2
 vector = repe.vectors(net, texts.target, texts.source)
-print(f"|c| after layer {at}: {float(np.linalg.norm(vector.sel(layer=at))):.1f}")
-vector
+print(
+    f"|c| after layer {at}: {float(np.linalg.norm(vector.sel(layer=at))):.1f}", dict(vector.sizes)
+)
 
 # %% [markdown]
 # ## Results
@@ -209,19 +210,29 @@ table.round(3)
 
 # %%
 flat = table.reset_index()
-points = alt.Chart(flat).encode(
+base_chart = alt.Chart(flat).encode(
     x=alt.X("gain:Q", title="gain in log odds, nats"),
-    y=alt.Y(
-        "rise:Q",
-        title="rise of the loss on prose, nats a token",
-        scale=alt.Scale(type="symlog", constant=0.1),
-    ),
-    color=alt.Color("technique:N", sort=list(techniques)),
-    shape=alt.Shape("technique:N", sort=list(techniques)),
+    y=alt.Y("rise:Q", title="rise of the loss on prose, nats a token"),
 )
-(points.mark_line(opacity=0.4) + points.mark_point(filled=True, size=70)).properties(
-    width=420, height=240, title=f"What a change of mood costs ({net.name})"
+lines = base_chart.mark_line(color="#bbbbbb").encode(detail="technique:N", order="strength:Q")
+names = alt.Color("technique:N", sort=list(techniques), legend=None)
+points = base_chart.mark_point(filled=True, size=80, opacity=1).encode(
+    color=names, shape=alt.Shape("technique:N", sort=list(techniques), legend=None)
 )
+said_so = base_chart.transform_filter("datum.strength == 1").mark_text(
+    align="left", dx=9, dy=-5, fontSize=12
+)
+(lines + points + said_so.encode(text="technique:N", color=names)).properties(
+    width=460, height=250, title=f"What a change of mood costs ({net.name})"
+)
+
+# %% [markdown]
+# Two lessons. **Coming near is not steering**: the closed forms come nearest to the sentences they
+# were made of, yet they lower the odds, because what each layer was fitted to is no longer what
+# arrives there, and a fit of eight sentences is mostly a fit of those eight. On held-out sentences
+# no technique comes nearer than no map at all; LinEAS at least does not go away. And **the depth
+# matters**: with SmolLM2-135M and maps only up to two thirds of the model, the gain of LinEAS is a
+# quarter of that with maps up to the top (0.3 against 1.2 nats).
 
 # %% [markdown]
 # ### What is said
@@ -241,7 +252,7 @@ for k, e in given.items():
         "loss under the base model": float(losses(net, whole).mean()),
         "distinct pairs of words": len(set(pairs)) / max(1, len(pairs)),
     }
-pd.DataFrame(said, index=list(lists.prompts)).T
+pd.DataFrame(said, index=list(lists.prompts)).T.stack().to_frame("said")
 
 # %%
 pd.DataFrame(quality).T.round(2)
@@ -255,18 +266,18 @@ pd.DataFrame(quality).T.round(2)
 early = layers[: len(layers) // 2 + 1]  # the lower maps only, which is quicker
 slope = lineas.slopes(net, texts.source, texts.target, early)
 top = max(float(np.abs(slope[k]).max()) for k in ("scale", "bias"))
-shares = (0.03, 0.1, 0.3, 0.6, 1.001)
+shares = (0.1, 0.3, 0.6, 1.001)
 path = [
-    lineas.learn(net, texts.source, texts.target, early, steps=4, rate=rate, l1=s * top)
+    lineas.learn(net, texts.source, texts.target, early, steps=3, rate=rate, l1=s * top)
     for s in shares
 ]
-counts = xr.concat([lineas.moved(m) for m in path], "share").assign_coords(share=list(shares))
-counts = counts.assign_attrs(long_name=f"units moved, of {maps.sizes['unit']}").drop_attrs(
-    deep=False
-)
-counts.name = "units moved"
+free = maps.sel(layer=early)
+counts = xr.concat([lineas.moved(m) for m in (free, *path)], "penalty", combine_attrs="drop")
+counts = counts.assign_coords(penalty=[0, *shares])
+counts.attrs["long_name"] = f"units moved, of {maps.sizes['unit']}"
 counts.T.lw.heatmap(
-    title="Units that a penalty leaves in play", subtitle=f"{net.name}, after 4 steps"
+    title="Units that a penalty leaves in play",
+    subtitle=f"{net.name}, after 3 steps (0: all {steps}); penalty / largest slope",
 )
 
 # %% [markdown]
@@ -275,7 +286,7 @@ counts.T.lw.heatmap(
 # The second paper adds such vectors to raise *accuracy*. Questions here: opposites with two
 # examples. $P^+$ ends in the right answer, $P^-$ in another question's, so that both classes hold
 # the same words. Its simplest vector, the mean state of solved questions (*reading*), is mostly the
-# mean of everything.
+# mean of everything: pushing along it mostly rescales the stream.
 
 # %%
 asked = examples.opposites(net, 36, seed=seed)
@@ -291,6 +302,9 @@ print(f"{ask.prompts[0]!r} -> {ask.answers[0]!r}, among {len(asked.choices)} cho
 pd.concat({k: t[shown].mean("prompt").to_dataframe() for k, t in tables.items()}).round(3)
 
 # %% [markdown]
+# Read the last two columns before rejoicing: all choices together have half a percent of the
+# probability. The model does not take this for a question, and accuracy is among the choices only.
+#
 # The best $\alpha$ is chosen on ten questions and judged on the other fourteen; random vectors of
 # the same length get the same choice.
 
@@ -298,12 +312,12 @@ pd.concat({k: t[shown].mean("prompt").to_dataframe() for k, t in tables.items()}
 choose, test = range(10), range(10, len(ask))
 three = [-1, 0, 1]
 best, gained = repe.gain(answers.sel(alpha=three), choose, test)
-draws = 8 if quick else 40
+draws = 6 if quick else 40
 noise = repe.random_like(contrast, draws, seed)
+control = repe.sweep(net, ask.prompts, ask.answers, asked.choices, noise, at, (-1, 1))
 others = []
 for i in range(draws):
-    one = repe.sweep(net, ask.prompts, ask.answers, asked.choices, noise.isel(draw=i), at, (-1, 1))
-    with_zero = xr.concat([one, answers.sel(alpha=[0])], "alpha")
+    with_zero = xr.concat([control.isel(draw=i), answers.sel(alpha=[0])], "alpha")
     others.append(repe.gain(with_zero, choose, test)[1])
 largest = np.bincount(answers.said.sel(alpha=best).values).max() / len(ask)
 print(f"alpha {best:+g}: accuracy {gained:+.2f}; random vectors {np.round(others, 2).tolist()}")
@@ -316,7 +330,11 @@ print(f"the commonest answer there takes {largest:.0%}")
 # language break? (`lineas.edits(maps, s)` is what `lw.generate` takes to do the same with maps.)
 
 # %%
-lw.widgets.steer(net, vector, at, "Honestly, the meal was", strength=1.0, limit=4.0, tokens=16)
+dial = lw.widgets.steer(
+    net, vector, at, "Honestly, the meal was", strength=1.0, limit=4.0, tokens=12
+)
+dial.wait()
+dial
 
 # %% [markdown]
 # ## Claims
@@ -360,7 +378,7 @@ lw.claim(
 
 # %%
 lw.claim(
-    "lineas.largest-slope-holds-all", kind="exact", measured=int(counts.isel(share=-1).sum()),
+    "lineas.largest-slope-holds-all", kind="exact", measured=int(counts.isel(penalty=-1).sum()),
     expect="== 0", statement="with a penalty above the largest slope no unit moves", **same,
 )  # fmt: skip
 
@@ -428,10 +446,11 @@ reach = float(full_dose.gain.mean())
 saved = price(found, "vector", reach).values - full_dose.rise.values if reach > 0 else [np.nan]
 if np.isfinite(saved).all():
     lw.claim(
-        "lineas.cheaper-than-the-vector", kind="paper", expect="> 0", **few, unit="nats a token",
+        "lineas.cheaper-than-the-vector", kind="paper", expect="> 0.05", **few,
         measured=float(np.mean(saved)), interval=lw.stats.bootstrap(saved, seed=seed)[1:],
         statement="rise of the loss on prose at LinEAS's gain, the vector's less LinEAS's",
-        note="not pinned: within noise, the two cost the same here", paper="abstract",
+        note="the sign hangs on the prose (eight other pieces gave +0.01), but there is no saving "
+        "to speak of", unit="nats a token", pinned=pin("not reproduced"), paper="abstract",
     )  # fmt: skip
 
 # %%
@@ -449,7 +468,7 @@ lw.claim(
 totals = counts.sum("layer").values
 lw.claim(
     "lineas.penalty-selects", kind="paper", expect="true", pinned=pin("reproduced"), **same,
-    measured=bool((np.diff(totals) <= 0).all()) and int(totals[0]) > 0, paper="abstract",
+    measured=bool((np.diff(totals) <= 0).all()) and int(totals[1]) > 0, paper="abstract",
     statement="more penalty, no more units in play (5 penalties)",
 )  # fmt: skip
 
@@ -476,17 +495,9 @@ lw.claim(
     "repe-reasoning.more-accurate", kind="paper", expect="> 0.05", pinned=pin("reproduced"),
     measured=gained - float(np.quantile(others, 0.95)), **{**about, "n": len(test)},
     statement="gain in accuracy, less what 95 % of random vectors of that length gain",
+    note="among the choices, which together hold half a percent of the probability",
     paper="abstract",
 )  # fmt: skip
-
-# %%
-import os
-
-import psutil
-
-memory = psutil.Process(os.getpid()).memory_info().rss / 2**20
-print(f"this kernel holds {memory:.0f} MB")
-assert memory < 1850
 
 # %% [markdown]
 # ## Try it
@@ -502,11 +513,11 @@ assert memory < 1850
 # %% jupyter={"source_hidden": true}
 # 1. Means over all tokens hardly see one word in seven.
 words = examples.sides(lw.tasks.concept("sentiment", 8 * 4, seed), 4)
-few_maps = lineas.learn(net, words.source, words.target, early, steps=6, rate=rate)
+few_maps = lineas.learn(net, words.source, words.target, early, steps=4, rate=rate)
 plain = lw.steering.log_odds(net, lists)
 turned = lw.steering.log_odds(net, lists, lineas.edits(few_maps)) - plain
 print(f"loss {few_maps.loss.values[0]:.4f} -> {few_maps.loss.values[-1]:.4f}, ", end="")
-print(f"gain {float(turned.mean()):+.2f} nats after 6 steps")
+print(f"gain {float(turned.mean()):+.2f} nats after 4 steps")
 
 # %% jupyter={"source_hidden": true}
 # 2. Nothing holds the slopes: the maps are a line through the base model, and so is the vector.
@@ -516,6 +527,6 @@ for name, e in {"maps": lineas.edits(maps, -1.0), "vector": repe.edits(vector, a
 
 # %% jupyter={"source_hidden": true}
 # 3. The way back is nearly the way there with the other sign.
-back = lineas.learn(net, texts.target, texts.source, early, steps=4, rate=rate)
+back = lineas.learn(net, texts.target, texts.source, early, steps=3, rate=rate)
 forth = maps["bias"].sel(layer=early)
 print(f"r of the biases: {lw.stats.pearson(forth, back['bias']):.2f}")
