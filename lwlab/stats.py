@@ -231,3 +231,23 @@ def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
                 f"the {which} input is constant ({side.flat[0]}), so it correlates with nothing."
             )
     return x, y
+
+
+def auc(scores: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
+    """Area under the ROC curve along the last axis: the chance that a true one outscores a false.
+
+    Mann-Whitney's U over the number of pairs, ties counting half. `scores` [..., n], `labels` [n],
+    true or false. Returns [...], a single number for scores [n]. Raises BadInput for other shapes,
+    NaN or infinity, or a missing class.
+    """
+    s, t = np.asarray(scores, float), np.asarray(labels).astype(bool)
+    if t.ndim != 1 or s.shape[-1:] != t.shape:
+        many = s.shape[-1] if s.ndim else 1
+        raise BadInput(f"{many} scores for {t.size} labels: one is needed each")
+    if not np.isfinite(s).all():
+        raise BadInput("scores hold NaN or infinity")
+    n, m = int(t.sum()), int((~t).sum())
+    if not n or not m:
+        raise BadInput("both classes are needed to tell them apart")
+    above = _scipy.rankdata(s, axis=-1)[..., t].sum(-1) - n * (n + 1) / 2
+    return np.asarray(above / (n * m))

@@ -8,31 +8,15 @@ from typing import Any, cast
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from lwlab.errors import BadInput
 from lwlab.results import label, provenance
+from lwlab.stats import auc
 
 PAPER = "2312.16291"
 #: Probes that are trained, and the placebos beside them.
 TECHNIQUES = ("logistic regression", "difference of means", "shuffled labels", "random direction")
 _Floats = NDArray[np.float64]
-
-
-def auc(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Chance that a positive example scores above a negative one (ties count half).
-
-    Mann-Whitney's U over the number of pairs. Raises BadInput for other shapes or a missing class.
-    """
-    s, t = np.asarray(scores, float).ravel(), np.asarray(labels).ravel().astype(bool)
-    if s.shape != t.shape:
-        raise BadInput(f"{s.size} scores for {t.size} labels: one is needed each")
-    if not np.isfinite(s).all():
-        raise BadInput("scores hold NaN or infinity")
-    n, m = int(t.sum()), int((~t).sum())
-    if not n or not m:
-        raise BadInput("both classes are needed to tell them apart")
-    return float((rankdata(s)[t].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def low_data_curve(

@@ -30,10 +30,11 @@ from lwlab.features.concept_depth_states import (
     train,
     verdicts,
 )
-from lwlab.features.probes import auc, folds_of, held_out, shuffled
+from lwlab.features.probes import folds_of, held_out, shuffled
 from lwlab.models.model import Model
 from lwlab.quantization import fake_quantized
 from lwlab.results import label, provenance
+from lwlab.stats import auc
 from lwlab.tasks.concepts import Concept
 
 __all__ = [

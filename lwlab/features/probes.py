@@ -215,11 +215,3 @@ def shuffled(labels: Sequence[int], fold: Ints, draws: int, seed: int = 0) -> In
         for k in np.unique(fold):
             row[fold == k] = rng.permutation(y[fold == k])
     return out
-
-
-def auc(score: torch.Tensor, labels: Sequence[int]) -> torch.Tensor:
-    """Area under the ROC curve over the last axis: how often 1 outscores 0; ties count half."""
-    y = torch.as_tensor(np.asarray(labels)).bool()
-    one, zero = score[..., y], score[..., ~y]
-    gap = one[..., :, None] - zero[..., None, :]
-    return ((gap > 0).double() + 0.5 * (gap == 0).double()).mean((-1, -2))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import xarray as xr
-from scipy.stats import rankdata
 
+from lwlab import stats
 from lwlab.errors import BadInput, MissingSite
 from lwlab.features.dictionaries import classes
 from lwlab.features.matrix import matrix
@@ -42,13 +42,8 @@ def auc(scores: xr.DataArray, labels: xr.DataArray | None = None) -> xr.DataArra
     `labels` [samples], `scores.concept` by default. Raises BadInput for one class only.
     """
     names, member = classes(scores, labels)
-    s = scores.transpose("sample", "feature").values
-    if not np.isfinite(s).all():
-        raise BadInput("scores hold NaN or infinity")
-    ranks = rankdata(s, axis=0)
-    inside = member.sum(1)[:, None]
-    above = member.astype(float) @ ranks - inside * (inside + 1) / 2
-    out = above / (inside * (len(s) - inside))
+    s = scores.transpose("feature", "sample").values
+    out = np.stack([stats.auc(s, inside) for inside in member])
     return label(
         out, ("concept", "feature"), {"concept": names, "feature": scores["feature"].values},
         name="AUC", **scores.attrs,
