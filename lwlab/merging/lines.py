@@ -105,9 +105,10 @@ def merge(
     """
     if how not in get_args(How):
         raise UnknownName(f"no way to merge {how!r}{suggest(how, get_args(How))}")
-    alpha = alpha_of(v, how, keep) if alpha is None else alpha
-    by_depth = profile(v.base.n_layers, alpha, beta, shape=shape)
     tau = v if how == "sum" else ties(v, keep)
+    if alpha is None:
+        alpha = 1 / len(v.tasks) if how == "sum" else _ratio(v, tau)
+    by_depth = profile(v.base.n_layers, alpha, beta, shape=shape)
     return combine(tau, by_depth, name=f"{shape} of {how}, beta {beta:g}")
 
 
@@ -117,11 +118,14 @@ def alpha_of(v: Vectors, how: How = "sum", keep: float = 0.2) -> float:
     Exactly 1/K for "sum": the first block gets the mean of the fine-tunes. Raises BadInput where
     the merged change is zero.
     """
-    if how == "sum":
-        return 1 / len(v.tasks)
-    merged = ties(v, keep).tau["ties"]
-    summed = {n: torch.stack([t[n] for t in v.tau.values()]).sum(0) for n in v.tensors}
-    top, bottom = (sum(float(t.double().abs().sum()) for t in x.values()) for x in (summed, merged))
+    return 1 / len(v.tasks) if how == "sum" else _ratio(v, ties(v, keep))
+
+
+def _ratio(v: Vectors, merged: Vectors) -> float:
+    top = bottom = 0.0
+    for n in v.tensors:
+        top += float(torch.stack([t[n] for t in v.tau.values()]).sum(0).double().abs().sum())
+        bottom += sum(float(t[n].double().abs().sum()) for t in merged.tau.values())
     if not bottom:
         raise BadInput("the merged change is zero, so there is nothing to scale")
     return top / bottom / len(v.tasks)

@@ -113,9 +113,8 @@ def combine(
     weights = dict(module.named_parameters())
     with torch.no_grad():
         for j, n in enumerate(v.tensors):
-            weights[n] += torch.stack(
-                [float(c[i, j]) * v.tau[k][n] for i, k in enumerate(v.tasks)]
-            ).sum(0)
+            parts = [float(c[i, j]) * v.tau[k][n] for i, k in enumerate(v.tasks)]
+            weights[n].add_(torch.stack(parts).sum(0))
     return wrap(
         module, v.base.anatomy, v.base.tokenizer, name=f"{v.base.name} {name}",
         example=v.base.example, check=False,
