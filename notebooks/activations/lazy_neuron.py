@@ -58,6 +58,7 @@ from lwlab.activations import (
     decode_times,
     energy,
     first_move,
+    gated_mlps,
     losses,
     mlp_times,
     noisy,
@@ -70,11 +71,13 @@ from lwlab.models.vision import preprocess
 
 lw.charts.enable()
 quick = profile == "quick"
+net = lw.load(model)
+gated_mlps(net)  # says at once why a model will not do
 small = lw.load(f"toys/{lazy}")
 texts = lw.tasks.corpus("pydoc", tokens=120, model=small, n=8 if quick else 64, seed=seed)
 recipe = toys.find(lazy)
 steps = [*recipe.keep, recipe.steps]
-print(small)
+print(net, small, sep="\n")
 print(f"{len(texts)} texts of 120 letters, such as {texts[0][:50]!r}")
 
 # %% [markdown]
@@ -158,7 +161,6 @@ both.sel(step=[0, steps[-1]]).to_series().unstack("layer").round(3)
 # $\sum_i h_i^2$.
 
 # %%
-net = lw.load(model)
 pieces = lw.tasks.corpus("pydoc", tokens=length, model=net, n=14 if quick else 60, seed=seed)
 held = {
     f"toys/{lazy} (ReLU)": energy(small, texts),
