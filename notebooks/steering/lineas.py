@@ -228,10 +228,10 @@ said_so = base_chart.transform_filter("datum.strength == 1").mark_text(
 
 # %% [markdown]
 # Two lessons. **Coming near is not steering**: the closed forms come nearest to the sentences they
-# were made of, yet they lower the odds, because what each layer was fitted to is no longer what
-# arrives there, and a fit of eight sentences is mostly a fit of those eight. On held-out sentences
-# no technique comes nearer than no map at all; LinEAS at least does not go away. And **the depth
-# matters**: with SmolLM2-135M and maps only up to two thirds of the model, the gain of LinEAS is a
+# were made of, yet they lower the odds, even layer by layer, where each fit knows what arrives: a
+# fit of eight sentences is mostly a fit of those eight. On held-out sentences no technique comes
+# nearer than no map at all; LinEAS at least does not go away. And **the depth matters**: with
+# SmolLM2-135M and maps only up to two thirds of the model, the gain of LinEAS at full strength is a
 # quarter of that with maps up to the top (0.3 against 1.2 nats).
 
 # %% [markdown]
