@@ -26,7 +26,7 @@ import xarray as xr
 from lwlab.attribution.obsprop_effects import contributions, direct_effects, tangents
 from lwlab.attribution.obsprop_mlp import crossing, mlp_vector
 from lwlab.attribution.obsprop_observable import Observable, final_functional
-from lwlab.attribution.obsprop_probes import TECHNIQUES, auc, low_data_curve
+from lwlab.attribution.obsprop_probes import TECHNIQUES, low_data_curve
 from lwlab.attribution.obsprop_weights import (
     final_norm,
     heads_back,
@@ -39,6 +39,7 @@ from lwlab.models.model import Model
 from lwlab.models.sites import Address
 from lwlab.models.tokens import token_strings
 from lwlab.results import label, provenance
+from lwlab.stats import auc
 
 PAPER = "2312.16291"
 __all__ = [

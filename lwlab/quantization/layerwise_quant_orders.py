@@ -9,14 +9,13 @@ import numpy as np
 import torch
 import xarray as xr
 
-import lwlab
 from lwlab.errors import BadInput
 from lwlab.models.model import Model, Prompts
 from lwlab.quantization.calibrate import Moments
 from lwlab.quantization.layerwise_quant_runs import Rounder, Scorer, width
 from lwlab.quantization.matrices import matrices
 from lwlab.results import label, provenance
-from lwlab.tracing import lock
+from lwlab.tracing import cache, lock
 
 PAPER = "2406.17415"
 
@@ -34,7 +33,7 @@ def lim(model: Model, prompts: Prompts, *, skip: int = 1, flatten: bool = False)
     """
     if skip < 0:
         raise BadInput(f"skip={skip}: give 0 or more positions to leave out")
-    found = lwlab.cache(model, prompts, ["resid_pre", "resid_post"])
+    found = cache(model, prompts, ["resid_pre", "resid_post"])
     a, b = (found[s].transpose("layer", "prompt", "position", "d_model").values.astype(np.float64)
             for s in ("resid_pre", "resid_post"))  # fmt: skip
     own = np.isfinite(a[0]).all(-1)
