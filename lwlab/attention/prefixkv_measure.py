@@ -57,13 +57,14 @@ def study(
     stacks: Sequence[Haystack],
     plans: Mapping[Technique, Sequence[float]],
     *,
-    shares: Mapping[float, Sequence[float]] | None = None,
+    shares: Mapping[float, Sequence[Sequence[float]]] | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Cut every reading in every way, and read on.
 
-    `plans` lists the budgets of each technique; `shares` by budget turn "prefixkv" into the
-    offline variant named "offline" (see `calibrate`). Budget 1, the full cache, is always there.
+    `plans` lists the budgets of each technique; `shares`, by budget a list of
+    shares for each reading, are "prefixkv" with sizes from other texts (see `calibrate`), under the
+    name "offline". Budget 1, the full cache, is always there.
 
     Returns `nll` (technique, budget, text), nats a token of what follows; `found` (technique,
     budget, text), share of the needles; `worst` and `mean`, attention retained by the worst layer
@@ -75,6 +76,9 @@ def study(
     jobs: list[tuple[str, float]] = [(t, b) for t, budgets in plans.items() for b in budgets]
     jobs += [("offline", b) for b in shares or {}]
     L = readings[0].model.n_layers
+    for budget, given in (shares or {}).items():
+        if len(given) != len(readings):
+            raise BadInput(f"shares[{budget}]: {len(given)} lists, {len(readings)} readings")
     for technique, budget in jobs:
         for r in readings:
             check_budget(budget, L, r.ids.shape[1])
@@ -100,7 +104,7 @@ def study(
         for technique, budget in jobs:
             if budget == 1:
                 continue
-            fixed = (shares or {}).get(budget) if technique == "offline" else None
+            fixed = shares[budget][i] if shares and technique == "offline" else None
             how = cast("Technique", "prefixkv" if technique == "offline" else technique)
             kept = keep(reading.scores, budget, how, shares=fixed, seed=seed + i)
             note((techniques.index(technique), budgets.index(budget), i), reading, stack, kept)

@@ -253,7 +253,7 @@ def test_the_study_lists_every_technique_and_budget() -> None:
     words = [" ".join(np.random.default_rng(i).permutation(toys.WORDS)[:30]) for i in range(6)]
     stacks = e.haystacks(net, words, 2, tokens=40, following=6, needles=0)
     readings = [c.read(net, s.context) for s in stacks]
-    shares = {0.5: p.calibrate([r.scores.mass for r in readings], 0.5)}
+    shares = {0.5: [p.calibrate([r.scores.mass], 0.5) for r in readings[::-1]]}
     found = e.study(readings, stacks, {"prefixkv": [0.3, 0.5], "random": [0.3]}, shares=shares)
     assert found.technique.values.tolist() == ["prefixkv", "random", "offline"]
     assert found.budget.values.tolist() == [0.3, 0.5, 1.0]
@@ -264,6 +264,10 @@ def test_the_study_lists_every_technique_and_budget() -> None:
     assert one.nll == pytest.approx(float(e.losses(readings[1], kept, stacks[1].following).mean()))
     assert one.bytes == c.nbytes(c.cut(readings[1], kept))
     assert found.worst.sel(budget=1).min() == 1
+    own = e.study(readings, stacks, {"prefixkv": [0.5]}, shares={0.5: shares[0.5][::-1]}).nll
+    assert (own.sel(technique="offline") == own.sel(technique="prefixkv")).all()
+    with pytest.raises(BadInput, match="1 lists, 2 readings"):
+        e.study(readings, stacks, {}, shares={0.5: shares[0.5][:1]})
 
 
 def test_transformers_own_generate_takes_the_cut_cache() -> None:
