@@ -13,7 +13,7 @@
 #     family: activations
 #     title: "The Lazy Neuron Phenomenon, and CHESS"
 #     paper: "2210.06313"
-#     cost: {seconds: 50, memory_mb: 1700}
+#     cost: {seconds: 50, memory_mb: 1750}
 #     model: smollm2-135m
 # ---
 
@@ -336,8 +336,9 @@ def say(pick) -> str:
 
 
 browser = lw.widgets.HeatMap(
-    both, x="step", y="layer", maps="labels", title="Share of neurons that are not nought"
-)
+    both, x="step", y="layer", maps="labels", title="Share of neurons that are not nought",
+    subtitle="by layer and training step, mean over letters",
+)  # fmt: skip
 browser.on_pick(say)
 browser.pick(layer, len(steps) - 1)
 browser
@@ -559,7 +560,7 @@ lw.claim(
 # The solutions are in the folded cells below.
 
 # %% jupyter={"source_hidden": true}
-# 1. Hardly: the norms of the columns are nearly equal, or they do not tell what the loss feels.
+# 1. Hardly any difference, on two texts.
 two = calibrate(net, train[:3], 0.7, ["chess", "chess-down"])
 tried = losses(net, held_out[:2], two.limit, **reading)
 print((tried.nll - tried.dense).mean("prompt").to_pandas().round(3))
