@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from lwlab.depth.removal import clone, refuse_spread
 from lwlab.errors import BadInput
 from lwlab.models.anatomy import Anatomy
 from lwlab.models.kept import KEY, adapt
-from lwlab.models.loading import wrap
+from lwlab.models.loading import quiet, wrap
 from lwlab.models.model import Model
 from lwlab.models.sample import sample
 from lwlab.pruning.units import DIMS, PARTS, Part, Slab, slabs
@@ -50,6 +51,7 @@ def prune(model: Model, keep: xr.Dataset, *, check: bool = True) -> Model:
     widths: dict[str, list[int]] = {p: keep[p].values.sum(1).tolist() for p in changed}
     with lock(model):
         refuse_spread(model)
+        _let_go(model)
         module = clone(model.module)
         for part in changed:
             cut(module, model.anatomy, part, units[part], keep[part].values)
@@ -79,6 +81,7 @@ def silence(model: Model, keep: xr.Dataset) -> Model:
     units = _checked(model, keep)
     with lock(model):
         refuse_spread(model)
+        _let_go(model)
         module = clone(model.module)
         for part, layers in units.items():
             for own, row in zip(layers, keep[part].values):
@@ -105,7 +108,7 @@ def write_model(model: Model, folder: str | Path) -> Path:
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder} holds something already; name a new folder")
-    with lock(model):
+    with lock(model), quiet():
         model.module.save_pretrained(folder)  # type: ignore[operator]
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
@@ -142,6 +145,12 @@ def _narrow(module: Any, s: Slab, row: torch.Tensor) -> None:
         module.nf = len(entries)
     else:
         module.nx = len(entries)
+
+
+def _let_go(model: Model) -> None:
+    """Free models that were cut before: a traced one refers to itself and waits to be collected."""
+    if sum(p.nbytes for p in model.module.parameters()) > 1e8:  # else not worth the time
+        gc.collect()
 
 
 def _weight(module: nn.Module) -> nn.Parameter:

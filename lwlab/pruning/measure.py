@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -61,7 +60,6 @@ def pruned_losses(
                 p = base[i].to(log_p.device)
                 turns.append(float((p.exp() * (p - log_p)).sum(-1).mean()))
         del small
-        gc.collect()  # a traced model refers to itself; its weights would pile up
         nll.append(losses)
         kl.append(turns)
     coords = {"cut": ["whole", *keeps], "prompt": range(len(rows))}

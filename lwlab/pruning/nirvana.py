@@ -107,11 +107,13 @@ def _loss(logits: torch.Tensor, mask: torch.Tensor, ids: torch.Tensor) -> torch.
 def kernel(model: Model, texts: Sequence[str]) -> xr.DataArray:
     """The tangent kernel under sign descent, K (prompt, partner) = sum_i g_i(x) sign(g_i(x')).
 
-    g(x) = df(x)/dw over all weights of all units; f as in `output`, of one text alone. K(x, x) is
+    g(x) = df(x)/dw over all matrices of the blocks; f as in `output`, of one text alone. K(x, x) is
     the L1 norm of g(x). A step of eta against sign(g(x')) changes f(x) by -eta K to first order.
-    Holds one gradient of these weights for each text in memory. Raises as `scores`.
+    Holds one gradient of these weights for each text in memory. Raises BadInput for
+    no texts or a model without logits.
     """
-    every = _unique(model, [s for p in PARTS for own in slabs(model, p) for s in own])
+    blocks = model.module.get_submodule(model.anatomy.blocks)
+    every = [p for p in dict.fromkeys(blocks.parameters()) if p.ndim == 2]
     for text in texts:
         _read(model, text, 1)
     if not len(texts):
@@ -150,10 +152,6 @@ def _run(model: Model, data: Any, objective: Callable[..., torch.Tensor]) -> tor
     args, inputs = data.fresh()
     logits = engine.tensor_of(model.module(*args, **inputs))
     return objective(logits, data.tokens.mask, data.tokens.ids)
-
-
-def _unique(model: Model, every: Sequence[Slab]) -> list[nn.Parameter]:
-    return list(dict.fromkeys(weight(model, s) for s in every))
 
 
 @contextlib.contextmanager

@@ -450,3 +450,25 @@ def test_heads_bound_by_a_norm_over_all_of_them_are_refused(toy: Toy) -> None:
     with pytest.raises(BadInput, match="silenced"):
         prune(model, some(model)[["attn"]])
     prune(model, some(model)[["mlp"]])
+
+
+def test_the_board_cuts_what_the_sliders_say(toy: Toy) -> None:
+    from lwlab.pruning.board import PruneBoard
+
+    model = toy("llama")
+    found = {c: scores(model, TEXTS, c) for c in ("nirvana", "magnitude")}  # type: ignore[arg-type]
+    board = PruneBoard(model, found, "the king of", TEXTS[0], sparsity=0.2, gamma=1.0, new=3)
+    assert np.array_equal(board.keep.mlp, allocate(found["nirvana"], 0.2, 1.0).mlp)
+    board.show("magnitude", sparsity=0.4)
+    keep = allocate(found["magnitude"], 0.4, 1.0)
+    assert np.array_equal(board.keep.mlp, keep.mlp)
+    want = lw.tasks.perplexity(prune(model, keep), TEXTS[0]).nll.values
+    assert board.numbers["loss"] == pytest.approx(float(want[0]), abs=1e-5)
+    assert "the king of" in board._repr_mimebundle_()[0]["text/plain"]
+    assert board.static_png()[:4] == b"\x89PNG"
+    with pytest.raises(UnknownName, match="magnitude"):
+        board.show("magnitud")
+    with pytest.raises(BadInput, match="out of range"):
+        board.show(sparsity=0.9)
+    with pytest.raises(BadInput, match="at least one set"):
+        PruneBoard(model, {}, "a", TEXTS[0])
