@@ -91,10 +91,10 @@ door.launcher()
 #
 # `exact` claims are mathematics and must hold. `paper` claims are the papers' findings, measured
 # on the small default model: one that does not reproduce there is a result too, and is shown with
-# its number.
+# its number. Each notebook ends with its own; `lw.widgets.ledger()` lists them all.
 
 # %%
-door.ledger()
+Markdown(door.verdicts())
 
 # %% [markdown]
 # ## Where things are

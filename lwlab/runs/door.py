@@ -22,13 +22,25 @@ def contents() -> str:
     return "\n".join(rows)
 
 
-def ledger() -> ClaimTable:
-    """Return the claims of every committed notebook, as it was last executed."""
-    found: list[dict[str, Any]] = []
+def verdicts() -> str:
+    """Return one line a notebook as Markdown: how many claims hold, were reproduced, or not.
+
+    Every claim with its number is in the notebook, in `lwlab report` and in `lw.widgets.ledger()`.
+    """
+    kinds = ("holds", "reproduced", "not reproduced")
+    rows = [
+        "| notebook | exact: hold | papers': reproduced | not reproduced |",
+        "|---|---|---|---|",
+    ]
     for t in registry.techniques():
-        if t.notebook.exists():
-            found += read_claims(t.notebook)
-    return ClaimTable(found)
+        if not t.notebook.exists():
+            continue
+        found = [c["verdict"] for c in read_claims(t.notebook)]
+        if found:
+            rows.append(
+                f"| {t.header.id} | " + " | ".join(str(found.count(k)) for k in kinds) + " |"
+            )
+    return "\n".join(rows)
 
 
 def launcher() -> Any:
