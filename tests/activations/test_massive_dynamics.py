@@ -10,6 +10,7 @@ import lwlab as lw
 from lwlab.activations import Place, change, controls, curve, emergence, fit, massive, peak, places
 from lwlab.activations.emergence import first_order, logarithm
 from lwlab.errors import BadInput
+from lwlab.models import toys
 
 TEXTS = ["the cat sat on the mat", "a dog went to the park and saw a man"]
 
@@ -20,12 +21,12 @@ def model(toy):
 
 
 @pytest.fixture
-def planted(toy):
-    """A GPT-2 whose first position has 5000 in dimension 3."""
-    model = toy("gpt2")
+def planted():
+    """A GPT-2 whose first position has 5000 in dimension 3; its own, since toys are shared."""
+    module, _ = toys.tiny("gpt2")
     with torch.no_grad():
-        model.module.transformer.wpe.weight[0, 3] = 5000.0
-    return model
+        module.transformer.wpe.weight[0, 3] = 5000.0
+    return lw.wrap(module, tokenizer=toys.tokenizer(), name="planted")
 
 
 def test_ratio_and_place_equal_a_loop(model):
