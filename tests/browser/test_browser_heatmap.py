@@ -225,4 +225,4 @@ def test_redraw_of_a_30_by_128_map_is_quick(watched):
         }"""
     )
     print(f"redraw ms: median {times[7]:.0f}, largest {times[-1]:.0f}")
-    assert times[7] < 100
+    assert times[7] < 1000  # about 16 ms, and tests may share the machine
