@@ -24,7 +24,7 @@ def words() -> list[str]:
     return sorted({w for t in texts for w in re.findall(r"\w+|[^\w\s]", t)})
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", ["gpt2"])
 def test_exact_claims_hold_on_another_architecture(arch: str, tmp_path: Path) -> None:
     known = words()
     module, _ = toys.tiny(arch, vocab_size=len(known) + 4)
