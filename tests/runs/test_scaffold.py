@@ -117,7 +117,7 @@ def test_what_is_written_passes_the_linters_of_this_repository(root: Path) -> No
 
 
 def test_its_tests_fail_until_the_technique_is_written(root: Path) -> None:
-    scaffold("depth/llm-drop", root=root)
+    scaffold("depth/wings-of-mine", title="Mine", arxiv="2601.00001", root=root)
     code = (
         "import sys, pytest, lwlab.depth;"
         f"lwlab.depth.__path__.append({str(root / 'lwlab/depth')!r});"
@@ -125,4 +125,4 @@ def test_its_tests_fail_until_the_technique_is_written(root: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert "3 failed" in done.stdout, done.stdout + done.stderr
-    assert "NotImplementedError: llm-drop is not written yet" in done.stdout
+    assert "NotImplementedError: wings-of-mine is not written yet" in done.stdout
