@@ -276,20 +276,22 @@ def test_lens_alone_waits_until_the_typing_rests(alone, toy):
 
 
 def test_strip_alone_is_quick_at_two_thousand_tokens(alone):
+    from playwright.sync_api import expect
+
     from lwlab.widgets import TokenStrip
 
     words = [" שלום" if k % 7 == 0 else " 😀" if k % 11 == 0 else " word" for k in range(2000)]
     values = np.random.default_rng(0).normal(size=(3, 2000))
     values[1, 5] = np.nan
     page = alone(TokenStrip(values, tokens=words))
-    assert page.locator(".lw-token").count() == 6000
+    expect(page.locator(".lw-token")).to_have_count(6000, timeout=30_000)
     page.locator(".lw-token").nth(5).hover()
-    assert "no value" in page.locator(".lw-readout").inner_text()
-    assert page.locator(".lw-here").count() == 3
+    expect(page.locator(".lw-readout")).to_contain_text("no value", timeout=30_000)
+    expect(page.locator(".lw-here")).to_have_count(3, timeout=30_000)
     page.locator(".lw-strip").focus()
     for key in ("Home", "ArrowRight", "ArrowDown", "Enter"):
         page.keyboard.press(key)
-    assert page.evaluate("saved.at(-1).picked.token") > 5  # a line is longer than that
+    page.wait_for_function("saved.at(-1)?.picked?.token > 5")  # a line is longer than that
     times = page.evaluate(
         """async () => {
             const root = document.querySelector('.lw-tokens'), times = [];
